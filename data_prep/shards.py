@@ -1,0 +1,112 @@
+"""Making shards with several workers, one after the other, or one at a time on a cluster.
+
+A shard is the result of one call of a pure function. Finished shards are left alone, so a preparation that was killed
+is simply started again; each shard comes out byte for byte the same.
+"""
+
+import argparse
+import dataclasses
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from vlm_jax.data.records import DataError, Record, Skip, finalize, index_path, shard_path, write_shard
+from vlm_jax.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is to be made.
+
+    Attributes:
+      directory: Of the data set.
+      name: Of the data set.
+      split: Which split this is.
+      features: Of its examples.
+      protocol: How they are made; checked when they are read.
+      items: All of them, in order; shard i takes a stretch.
+      make: (items, first item's number) -> records, and skips for items that give none. Pure, and picklable.
+    """
+
+    directory: Path
+    name: str
+    split: str
+    features: tfds.features.FeaturesDict
+    protocol: Mapping[str, Any]
+    items: Sequence[Any]
+    make: Callable[[Sequence[Any]], Iterable[Record | Skip]]
+
+
+def add_arguments(parser: argparse.ArgumentParser, num_shards: int) -> None:
+    """The options that every preparation has."""
+    parser.add_argument("--output", required=True, type=Path, help="folder of the data set to make")
+    parser.add_argument("--num_shards", type=int, default=num_shards, help="shards in all (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="processes on this machine (default: %(default)s)")
+    parser.add_argument("--shard_index", type=int, help="make only this shard, such as a cluster job's number")
+    parser.add_argument("--finalize", action="store_true", help="make nothing: check the shards and write the metadata")
+
+
+def run(job: Job, arguments: argparse.Namespace) -> None:
+    """Makes the shards that are missing, then the metadata once all are there.
+
+    Raises:
+      DataError: for numbers that do not fit, or shards that are missing when finalizing.
+    """
+    count = arguments.num_shards
+    if count < 1 or not job.items:
+        raise DataError(f"{job.name}: {len(job.items)} items for {count} shards; expected at least one of each")
+    count = min(count, len(job.items))
+    index = arguments.shard_index
+    if index is not None and not 0 <= index < arguments.num_shards:
+        raise DataError(f"--shard_index: {index} is not one of 0 to {arguments.num_shards - 1}")
+    if not arguments.finalize:
+        wanted = range(count) if index is None else [index] if index < count else []
+        _make(job, count, wanted, arguments.workers)
+    if index is None:
+        summary = finalize(job.directory, job.name, job.split, count, job.features, job.protocol)
+        skipped = sum(summary["skipped"].values())
+        print(
+            f"{job.directory}: {len(job.items)} items, {summary['groups']} kept as {summary['records']} records "
+            f"({summary['bytes'] / 1e6:.1f} MB), {skipped} skipped"
+        )
+        for reason, number in sorted(summary["skipped"].items()):
+            print(f"  {number} x {reason}")
+        if skipped:
+            print(f"  each with its reason in {job.directory / 'skipped.csv'}")
+
+
+def _make(job: Job, count: int, wanted: Iterable[int], workers: int) -> None:
+    missing = [index for index in wanted if not index_path(_path(job, index, count)).exists()]
+    tasks = [(job, index, count) for index in missing]
+    done = count - len(missing)
+    with Progress(f"{job.name}-{job.split} shards", count, start=done) as progress:
+        if workers > 1 and len(tasks) > 1:
+            with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks))) as pool:
+                for _ in pool.imap_unordered(_make_shard, tasks):
+                    progress.advance()
+        else:
+            for task in tasks:
+                _make_shard(task)
+                progress.advance()
+
+
+def _make_shard(task: tuple[Job, int, int]) -> None:
+    job, index, count = task
+    bounds = [len(job.items) * number // count for number in (index, index + 1)]
+    write_shard(_path(job, index, count), job.features, job.make(job.items[bounds[0] : bounds[1]]))
+
+
+def _path(job: Job, index: int, count: int) -> Path:
+    return shard_path(job.directory, job.name, job.split, index, count)
+
+
+def main(run_command: Callable[[], None]) -> None:
+    """Runs a command; an expected error is one line and exit status 1."""
+    try:
+        run_command()
+    except (DataError, OSError, ImportError) as error:
+        sys.exit(f"error: {error}")

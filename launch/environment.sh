@@ -1,0 +1,17 @@
+# Sourced by the two commands that work on a bare machine: make_environment EXTRAS makes .venv and installs the checkout.
+
+make_environment() {
+    local python=${PYTHON:-python3} extras=$1 wanted
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "error: $("$python" --version) found, Python 3.11 or newer is needed (set PYTHON to choose one)" >&2
+        return 1
+    }
+    # The stamp names what is installed: the same extras from the same setup.py are not installed twice.
+    wanted="$extras $(cksum < setup.py)"
+    if [ "$(cat ".venv/installed-$extras" 2> /dev/null)" != "$wanted" ]; then
+        echo "== installing into .venv (extras: $extras)"
+        [ -x .venv/bin/python ] || "$python" -m venv .venv
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+        echo "$wanted" > ".venv/installed-$extras"
+    fi
+}

@@ -1,0 +1,132 @@
+"""Shows results: python launch/figures.py retrieval|table ...
+
+retrieval   a few queries, each with frames of its best items and their scores, as a picture
+table       a result beside the untrained network's and chance
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import _cli
+import numpy as np
+
+from vlm_jax.config import ConfigError
+
+GREEN, GREY = "#1a7f37", "#57606a"
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    picture = commands.add_parser("retrieval", help="queries and their best items, with frames")
+    picture.add_argument("--results", required=True, type=Path, help="NAME_rankings.json of an evaluation")
+    picture.add_argument("--videos", required=True, type=Path, help="folder of the videos")
+    picture.add_argument("--output", required=True, type=Path, help="picture to write")
+    picture.add_argument("--queries", type=int, default=5, help="how many (default: %(default)s)")
+    table = commands.add_parser("table", help="metrics beside the untrained network's and chance")
+    table.add_argument("--workdir", required=True, type=Path)
+    table.add_argument("--evaluator", required=True)
+    arguments = parser.parse_args()
+    if arguments.command == "table":
+        print_table(arguments.workdir, arguments.evaluator)
+    else:
+        draw_retrieval(arguments.results, arguments.videos, arguments.output, arguments.queries)
+
+
+def print_table(workdir: Path, evaluator: str) -> None:
+    """Prints trained, untrained and chance side by side.
+
+    Raises:
+      ConfigError: where the run was not evaluated.
+    """
+    path = workdir / "results" / f"{evaluator}.json"
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file; run launch/evaluate.py first")
+    results = json.loads(path.read_text())
+    trained, checkpoint = results["metrics"], results["checkpoint"]
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    untrained = next((line for line in lines if line["step"] == 0 and f"{evaluator}/R@1" in line), {})
+    print(f"text-to-video retrieval, {trained['queries']:.0f} queries, each against {trained['queries']:.0f} windows")
+    print(f"{'':<14}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'median rank':>14}")
+    rows = {
+        "trained": [trained.get(name) for name in ("R@1", "R@5", "R@10", "median_rank")],
+        "untrained": [untrained.get(f"{evaluator}/{name}") for name in ("R@1", "R@5", "R@10", "median_rank")],
+        "chance": [*(trained[f"chance/R@{k}"] for k in (1, 5, 10)), (trained["queries"] + 1) / 2],
+    }
+    for name, values in rows.items():
+        cells = [
+            "-" if value is None else f"{value:.1f}" if n == 3 else f"{value:.3f}" for n, value in enumerate(values)
+        ]
+        print(f"{name:<14}{cells[0]:>8}{cells[1]:>8}{cells[2]:>8}{cells[3]:>14}")
+    print(f"from {checkpoint}")
+
+
+def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> None:
+    """Draws queries, evenly taken, each with the middle frames of its three best items.
+
+    Raises:
+      ConfigError: where the rankings are missing.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError("figures need matplotlib: pip install 'vlm_jax[figures]'") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if not results.is_file():
+        raise ConfigError(f"{results}: no such file; run launch/evaluate.py first")
+    queries = json.loads(results.read_text())
+    chosen = [queries[i] for i in np.unique(np.linspace(0, len(queries) - 1, count).round().astype(int))]
+    best, frames = 3, 3
+    figure, axes = plt.subplots(
+        len(chosen),
+        best * frames + best - 1,
+        figsize=(14, 1.75 * len(chosen)),
+        squeeze=False,
+        width_ratios=([1] * frames + [0.12]) * (best - 1) + [1] * frames,
+    )
+    for row, query in zip(axes, chosen, strict=True):
+        for cell in row:
+            cell.axis("off")
+        row[0].text(
+            0,
+            1.42,
+            f"\u201c{query['text']}\u201d   true window ranked {query['rank']} of {len(queries)}",
+            transform=row[0].transAxes,
+            fontsize=10,
+            weight="bold",
+            va="bottom",
+        )
+        for place, item in enumerate(query["best"][:best]):
+            cells = row[place * (frames + 1) : place * (frames + 1) + frames]
+            right = item["item"] == query["item"]
+            for cell, frame in zip(cells, _frames(videos / item["video_id"], item, frames), strict=True):
+                cell.imshow(frame)
+            cells[0].set_title(
+                f"{place + 1}. {Path(item['video_id']).stem} {item['start']:.1f}-{item['end']:.1f} s"
+                f"   score {item['score']:.1f}" + ("   \u2713" if right else ""),
+                loc="left",
+                fontsize=8,
+                color=GREEN if right else GREY,
+            )
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.92, bottom=0.01, hspace=0.75, wspace=0.03)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=110)
+    print(f"{output}: {len(chosen)} of {len(queries)} queries")
+
+
+def _frames(path: Path, item: dict, count: int) -> list[np.ndarray]:
+    """Frames at equal distances inside an item."""
+    from vlm_jax.video import decode
+
+    times = np.linspace(item["start"], item["end"], count + 2)[1:-1]
+    filters = decode.square_crop(160)
+    return [decode.read_clip(path, start=round(time, 3), num_frames=1, fps=5, filters=filters)[0] for time in times]
+
+
+if __name__ == "__main__":
+    sys.exit(_cli.run(main))

@@ -1,0 +1,44 @@
+"""Packaging of vlm_jax."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VIDEO = ["av>=14"]
+DATA = ["tensorflow-cpu>=2.20; platform_machine == 'x86_64'", "tensorflow>=2.20; platform_machine != 'x86_64'"]
+DATA += ["tensorflow-datasets>=4.9.9"]
+EVAL = ["scikit-learn>=1.5"]
+FIGURES = ["matplotlib>=3.9"]
+TENSORBOARD = ["tensorboard>=2.19"]
+
+setup(
+    name="vlm_jax",
+    version="0.1.0",
+    description="Video-language systems in JAX with their references' exact numbers",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["vlm_jax", "vlm_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12,<1.0",
+        "ml_collections>=1.1",
+        "sentencepiece>=0.2",
+        "numpy>=2.1",
+    ],
+    extras_require={
+        "cpu": ["jax>=0.10.2"],
+        "cuda12": ["jax[cuda12]>=0.10.2"],
+        "cuda13": ["jax[cuda13]>=0.10.2"],
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "data": DATA,
+        "video": VIDEO,
+        "eval": EVAL,
+        "figures": FIGURES,
+        "tensorboard": TENSORBOARD,
+        "test": [*DATA, *VIDEO, *EVAL, *FIGURES, "pytest>=8", "ruff>=0.9"],
+    },
+)

@@ -1,0 +1,43 @@
+"""Runs every golden case of a folder: pytest tests/golden [--golden DIR]. A case without a checker fails."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import cases
+import check_milnce
+
+CHECKERS = {"milnce": check_milnce.CHECKERS}
+
+
+def pytest_generate_tests(metafunc):
+    paths = cases.find(metafunc.config.getoption("--golden"))
+    assert paths, f"no golden case under {metafunc.config.getoption('--golden')}"
+    sharp, twins = [], []
+    for path in paths:
+        name = f"{path.parent.name}/{path.stem}"
+        sharp.append(pytest.param(path, id=name))
+        if "float64_run" in cases.Case(path).tolerance:
+            twins.append(pytest.param(path, id=name))
+    metafunc.parametrize("path", sharp if metafunc.function is test_golden else twins)
+
+
+def check(path, precision):
+    case = cases.Case(path)
+    checker = cases.checker_for(CHECKERS.get(case.manifest["system"], {}), case.manifest["case"])
+    assert checker, f"{path}: no checker for the case {case.manifest['case']!r} of {case.manifest['system']!r}"
+    checker(case, precision)
+
+
+def test_golden(path):
+    """In float64 where the manifest gives a tolerance for it, else in float32."""
+    check(path, "float64" if "float64_run" in cases.Case(path).tolerance else "float32")
+
+
+@pytest.mark.slow
+def test_golden_in_float32(path):
+    """The float32 twin of the cases that are checked in float64."""
+    check(path, "float32")

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Runs the linter and the tests in an environment of their own: bash tests/run.sh [--slow] [pytest arguments]
+# --slow adds the tests that take minutes each. Needs Python 3.11 or newer, pip, and on the first run a package index.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+. launch/environment.sh
+make_environment test
+
+echo "== ruff"
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+echo "== pytest $*"
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,197 @@
+"""Configs: locked `ml_collections` trees of numbers, strings and lists, one Python file per published run."""
+
+import ast
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+TASKS = ("milnce",)
+"""Systems that `config.task` may name: modules of `vlm_jax.tasks`."""
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used; the message is one line for the person who wrote it."""
+
+
+def base_config() -> ConfigDict:
+    """The keys that all configs share, with their defaults. Not locked: a config adds its own."""
+    return ConfigDict(
+        {
+            "task": "",
+            "seed": 1,
+            # The global batch and, in examples, what the reference's processes did apart from one another.
+            "batch_size": 1,
+            "batch_groups": 1,
+            # One of the two: 0 means the other one rules.
+            "steps": 0,
+            "epochs": 0,
+            "init_from": "",
+            "log_every": 10,
+            "debug_nans": False,
+            "matmul_precision": "default",
+            "data": {"directory": "", "streams": 1, "block": 1024, "workers": 0},
+            "optimizer": {
+                "name": "adam",
+                "b1": 0.9,
+                "b2": 0.999,
+                "epsilon": 1e-8,
+                "momentum": 0.9,
+                "nesterov": False,
+                "weight_decay": 0.0,
+                "clip_norm": 0.0,
+                "ema_decay": 0.0,
+                "ema_after_init_from": False,
+                # [[regex on 'a/b/kernel', learning-rate factor, weight decay], ...]; the first match wins.
+                "groups": [],
+            },
+            "schedule": {
+                "name": "constant",
+                "learning_rate": 1e-3,
+                "warmup_steps": 0,
+                "warmup_epochs": 0,
+                "warmup_start": 0.0,
+                "warmup_inclusive": False,
+                "warmup_by_epoch": False,
+                "decay_steps": 0,
+                "final_learning_rate": 0.0,
+                "boundary_steps": [],
+                "boundary_epochs": [],
+                "decay_factor": 0.1,
+            },
+            "checkpoint": {
+                "every_steps": 0,
+                "every_epochs": 0,
+                "keep": 10,
+                "keep_best": 0,
+                "best_metric": "",
+                "best_is_lowest": False,
+            },
+            "evaluate": {"every_steps": 0, "every_epochs": 0, "at_start": False, "names": [], "batch_size": 8},
+            "mesh": {"data": -1, "model": 1},
+        }
+    )
+
+
+def load(reference: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Loads `path.py[:variant]`, applies `--config.a.b=value` overrides and locks the result.
+
+    Raises:
+      ConfigError: for a missing file or variant, an unknown key or a value of another type.
+    """
+    path, _, variant = reference.partition(":")
+    if not Path(path).is_file():
+        raise ConfigError(f"config {path}: no such file")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    variants = getattr(module, "VARIANTS", ())
+    if variant and variant not in variants:
+        raise ConfigError(f"config {path}: no variant {variant!r}; it has {', '.join(variants) or 'none'}")
+    config = module.get_config(variant)
+    config.lock()
+    for override in overrides:
+        apply_override(config, override)
+    check(config)
+    return config
+
+
+def apply_override(config: ConfigDict, override: str) -> None:
+    """Applies one `--config.a.b=value`.
+
+    Raises:
+      ConfigError: where it has no `=`, names a key that the config has not, or gives a value of another type.
+    """
+    key, equals, text = override.removeprefix("--config.").partition("=")
+    if not override.startswith("--config.") or not equals or not key:
+        raise ConfigError(f"override {override!r}: expected --config.key=value")
+    node = config
+    *parents, leaf = key.split(".")
+    for part in parents:
+        if not isinstance(node, ConfigDict) or part not in node:
+            raise ConfigError(f"override {key}: the config has no key {part!r}{_nearest(part, node)}")
+        node = node[part]
+    if not isinstance(node, ConfigDict) or leaf not in node:
+        raise ConfigError(f"override {key}: the config has no key {leaf!r}{_nearest(leaf, node)}")
+    current = node[leaf]
+    if isinstance(current, ConfigDict):
+        raise ConfigError(f"override {key}: names a section, with keys {', '.join(current)}; set one of them")
+    value: object = text
+    if not isinstance(current, str):
+        try:
+            value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+        except (ValueError, SyntaxError):
+            raise ConfigError(f"override {key}: expected {type(current).__name__}, found {text!r}") from None
+    if isinstance(current, tuple | list) and isinstance(value, tuple | list):
+        value = type(current)(value)
+    try:
+        node[leaf] = value
+    except TypeError:
+        raise ConfigError(f"override {key}: expected {type(current).__name__}, found {text!r}") from None
+
+
+def check(config: ConfigDict) -> None:
+    """Checks what holds for every system.
+
+    Raises:
+      ConfigError: naming the key, what was found and what is possible.
+    """
+    if config.task not in TASKS:
+        raise ConfigError(f"config.task: {config.task!r} is not one of {', '.join(TASKS)}")
+    for key in ("batch_size", "batch_groups", "log_every"):
+        if config[key] < 1:
+            raise ConfigError(f"config.{key}: expected at least 1, found {config[key]}")
+    if config.batch_size % config.batch_groups:
+        raise ConfigError(
+            f"config.batch_groups: {config.batch_groups} does not divide config.batch_size = {config.batch_size}"
+        )
+    if config.batch_size % config.data.streams:
+        raise ConfigError(
+            f"config.data.streams: {config.data.streams} does not divide config.batch_size = {config.batch_size}"
+        )
+    if bool(config.steps) == bool(config.epochs):
+        raise ConfigError(
+            f"config: give either steps or epochs, found steps = {config.steps} and epochs = {config.epochs}"
+        )
+
+
+def write(config: ConfigDict, path: Path) -> None:
+    """Writes the resolved config as JSON."""
+    path.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+
+
+def read(path: Path) -> ConfigDict:
+    """Reads a config that `write` wrote.
+
+    Raises:
+      ConfigError: where the file is missing or no JSON.
+    """
+    try:
+        config = ConfigDict(json.loads(path.read_text()))
+        config.lock()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; expected the config.json of a workdir") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not a JSON config ({error})") from None
+    return config
+
+
+def find(checkpoint: Path) -> ConfigDict:
+    """The config.json of a checkpoint: in its folder or the nearest one above.
+
+    Raises:
+      ConfigError: where there is none.
+    """
+    for folder in (checkpoint, *checkpoint.absolute().parents[:2]):
+        if (folder / "config.json").is_file():
+            return read(folder / "config.json")
+    raise ConfigError(f"checkpoint {checkpoint}: no config.json in its folder or above")
+
+
+def _nearest(word: str, node: object) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, list(node), n=1) if isinstance(node, ConfigDict) else []
+    return f"; did you mean {close[0]!r}?" if close else ""

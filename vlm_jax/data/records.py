@@ -1,0 +1,253 @@
+"""Data sets on disk: TFRecord shards that TFDS reads, with an index beside them.
+
+    DIR/NAME-SPLIT.tfrecord-00003-of-00128   examples, serialised by TFDS features
+    DIR/NAME-SPLIT.index-00003-of-00128.npy  where each record begins, its group and its weight
+    DIR/features.json, dataset_info.json     TFDS metadata: `tfds.builder_from_directory(DIR)`
+    DIR/protocol.json                        how the records were made, and the groups of every shard
+
+A group is what an epoch counts (a video); its records are alternatives, drawn by weight.
+"""
+
+import collections
+import csv
+import dataclasses
+import io
+import json
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+# TensorFlow only reads and decodes here: no start-up notices, no GPU.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+tf.config.set_visible_devices([], "GPU")
+logging.getLogger("absl").addFilter(lambda record: "FeatureConnector.dtype" not in record.getMessage())
+
+INDEX = np.dtype([("offset", "<i8"), ("group", "<i4"), ("weight", "<f8")])
+PROTOCOL = "protocol.json"
+
+
+class DataError(ValueError):
+    """A data set that cannot be used; one line naming the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One example to be written.
+
+    Attributes:
+      example: By feature name.
+      group: Number of its group within the shard, not decreasing.
+      weight: Relative chance among the records of its group.
+    """
+
+    example: Mapping[str, Any]
+    group: int
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Skip:
+    """An item that gives no record, and why.
+
+    Attributes:
+      item: Its name.
+      reason: A few words, the same for all items alike.
+      detail: What was found.
+    """
+
+    item: str
+    reason: str
+    detail: str = ""
+
+
+def shard_path(directory: Path, name: str, split: str, index: int, count: int) -> Path:
+    """Path of a shard's records."""
+    return directory / f"{name}-{split}.tfrecord-{index:05d}-of-{count:05d}"
+
+
+def index_path(records: Path) -> Path:
+    """Path of the index that belongs to a shard's records."""
+    return records.with_name(records.name.replace(".tfrecord-", ".index-") + ".npy")
+
+
+def skipped_path(records: Path) -> Path:
+    """Path of the list of items that a shard leaves out."""
+    return records.with_name(records.name.replace(".tfrecord-", ".skipped-") + ".csv")
+
+
+def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Iterable[Record | Skip]) -> None:
+    """Writes one shard, its list of skipped items and its index under temporary names, then renames them.
+
+    The index comes last: where it lies, the shard is whole.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    rows, skipped, offset = [], [], 0
+    with tf.io.TFRecordWriter(str(partial)) as writer:
+        for record in records:
+            if isinstance(record, Skip):
+                skipped.append(record)
+                continue
+            serialised = features.serialize_example(features.encode_example(record.example))
+            # TFDS leaves the order of the fields to chance; a shard must come out the same every time.
+            serialised = tf.train.Example.FromString(serialised).SerializeToString(deterministic=True)
+            writer.write(serialised)
+            rows.append((offset, record.group, record.weight))
+            # A TFRecord frames its payload with a length, and a checksum on each side: 16 bytes.
+            offset += len(serialised) + 16
+    partial.replace(path)
+    write_atomically(skipped_path(path), _csv(skipped))
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(rows, INDEX))
+    write_atomically(index_path(path), buffer.getvalue())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file under a temporary name and renames it."""
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def read_skipped(records: Path) -> list[Skip]:
+    """The items that a finished shard left out."""
+    rows = csv.reader(io.StringIO(skipped_path(records).read_text()))
+    return [Skip(*row) for row in rows][1:]
+
+
+def _csv(skipped: Iterable[Skip]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([("item", "reason", "detail"), *map(dataclasses.astuple, skipped)])
+    return text.getvalue().encode()
+
+
+def read_index(records: Path) -> np.ndarray:
+    """The index of a shard, one row of type `INDEX` a record.
+
+    Raises:
+      DataError: where it is missing or damaged.
+    """
+    path = index_path(records)
+    try:
+        index = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; its shard was not finished, run the preparation again") from None
+    except (ValueError, OSError, EOFError) as error:
+        raise DataError(f"{path}: damaged ({error}); delete the shard and run the preparation again") from None
+    if index.dtype != INDEX:
+        raise DataError(f"{path}: expected rows of {INDEX.names}, found {index.dtype}")
+    return index
+
+
+def finalize(
+    directory: Path,
+    name: str,
+    split: str,
+    count: int,
+    features: tfds.features.FeaturesDict,
+    protocol: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Checks that every shard of a split is there and writes the metadata and `skipped.csv`.
+
+    Returns:
+      Numbers of `records`, `groups` and `bytes`, and `skipped`, how many items for each reason.
+
+    Raises:
+      DataError: listing shards that are missing, or where the split holds no record.
+    """
+    paths = [shard_path(directory, name, split, index, count) for index in range(count)]
+    missing = [path.name for path in paths if not (path.exists() and index_path(path).exists())]
+    if missing:
+        more = f" and {len(missing) - 3} more" if missing[3:] else ""
+        raise DataError(f"{directory}: shards not made yet: {', '.join(missing[:3])}{more}")
+    indices = [read_index(path) for path in paths]
+    records = [len(index) for index in indices]
+    groups = [len(np.unique(index["group"])) for index in indices]
+    size = sum(path.stat().st_size for path in paths)
+    skipped = [skip for path in paths for skip in read_skipped(path)]
+    write_atomically(directory / "skipped.csv", _csv(skipped))
+    if not sum(records):
+        raise DataError(f"{directory}: the split {split!r} holds no record; see skipped.csv for the reasons")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=str(directory), dataset_name=name, split=split, filetype_suffix="tfrecord"
+    )
+    known = read_protocol(directory) if (directory / PROTOCOL).exists() else {"splits": {}}
+    splits = {**known["splits"], split: {"shards": count, "records": records, "groups": groups, "bytes": size}}
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(directory),
+        features=features,
+        split_infos=[
+            tfds.core.SplitInfo(
+                name=key,
+                shard_lengths=value["records"],
+                num_bytes=value["bytes"],
+                filename_template=template.replace(split=key),
+            )
+            for key, value in splits.items()
+        ],
+    )
+    content = {"name": name, "protocol": dict(protocol), "splits": splits}
+    write_atomically(directory / PROTOCOL, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    reasons = collections.Counter(skip.reason for skip in skipped)
+    return {"records": sum(records), "groups": sum(groups), "bytes": size, "skipped": dict(reasons)}
+
+
+def read_protocol(directory: Path) -> dict[str, Any]:
+    """What `finalize` wrote: `name`, `protocol` and `splits`.
+
+    Raises:
+      DataError: where there is none.
+    """
+    path = Path(directory) / PROTOCOL
+    if not str(directory) or not path.is_file():
+        raise DataError(
+            f"data {str(directory) or '(empty path)'}: no {PROTOCOL} there; expected a folder made by data_prep"
+        )
+    return json.loads(path.read_text())
+
+
+def check_protocol(directory: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Checks that records were made the way a config reads them.
+
+    Raises:
+      DataError: naming the first key that differs.
+    """
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise DataError(
+                f"data {directory}: prepared with {key} = {found.get(key)!r}, the config asks for {value!r}"
+            )
+
+
+def read_record(path: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+    """The serialised record that begins at a byte of a TFRecord file; its checksums are verified."""
+    variant = tf.raw_ops.TFRecordDatasetV2(
+        filenames=[path], compression_type="", buffer_size=tf.constant(1 << 18, tf.int64), byte_offsets=[offset]
+    )
+    dataset = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+    return dataset.take(1).get_single_element()
+
+
+def find_damage(paths: Iterable[Path]) -> str:
+    """Names the first damaged file among shards, for an error message."""
+    for path in paths:
+        count = 0
+        try:
+            for _ in tf.data.TFRecordDataset(str(path)):
+                count += 1
+        except tf.errors.OpError:
+            return f"{path}: record {count} is damaged; delete the shard and run the preparation again"
+        if count != len(read_index(path)):
+            return (
+                f"{path}: {count} records, {len(read_index(path))} in its index; delete the shard and prepare it again"
+            )
+    return "a record could not be read"

@@ -1,0 +1,108 @@
+"""Layers that several models share."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vlm_jax.ops.convolution import DIRECT, Padding, convolve
+from vlm_jax.ops.normalisation import batch_normalise
+
+Initializer = Callable[..., jax.Array]
+
+
+def fan_in_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Uniform in +-1/sqrt(fan_in), fan_in being the product of all axes but the last (torch's default for layers)."""
+    bound = _fan_in(shape) ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def kaiming_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Normal with standard deviation sqrt(2 / fan_in), not truncated (He et al. 2015)."""
+    return jax.random.normal(key, shape, dtype) * (2 / _fan_in(shape)) ** 0.5
+
+
+def _fan_in(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape[:-1]:
+        product *= size
+    return product
+
+
+class Linear(nn.Module):
+    """`x @ kernel + bias` with torch's default initialisation of both: uniform in +-1/sqrt(fan_in)."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., C]` -> `[..., features]`."""
+        fan_in = x.shape[-1]
+        kernel = self.param("kernel", fan_in_uniform, (fan_in, self.features))
+        bias = self.param("bias", lambda key, shape: fan_in_uniform(key, (fan_in, *shape))[0], (self.features,))
+        x, kernel, bias = compute_in(self.dtype, x, kernel, bias)
+        return x @ kernel + bias
+
+
+class Convolution(nn.Module):
+    """A convolution over video, without bias."""
+
+    features: int
+    window: tuple[int, int, int]
+    strides: tuple[int, int, int] = (1, 1, 1)
+    padding: Padding = ((0, 0), (0, 0), (0, 0))
+    form: str = DIRECT
+    kernel_init: Initializer = fan_in_uniform
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, T, H, W, C]` -> `[B, T', H', W', features]`."""
+        kernel = self.param("kernel", self.kernel_init, (*self.window, x.shape[-1], self.features))
+        x, kernel = compute_in(self.dtype, x, kernel)
+        return convolve(x, kernel, strides=self.strides, padding=self.padding, form=self.form)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation in torch's terms, with statistics per group of consecutive examples.
+
+    In training, each of `groups` equal parts of the batch is normalised by its own mean and biased variance, as if a
+    process of its own had held it; the running statistics follow group 0 and store the unbiased variance. Statistics
+    are at least float32.
+    """
+
+    groups: int = 1
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[B, ..., C]` -> the same shape and type."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if not train:
+            factor = scale * lax.rsqrt(running_var.value + self.epsilon)
+            wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            return (wide * factor + (bias - running_mean.value * factor)).astype(x.dtype)
+        grouped = x.reshape(self.groups, -1, channels)
+        out, mean, var = batch_normalise(grouped, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            count = grouped.shape[1]
+            unbiased = var[0] * (count / max(count - 1, 1))
+            running_mean.value += self.momentum * (lax.stop_gradient(mean[0]) - running_mean.value)
+            running_var.value += self.momentum * (lax.stop_gradient(unbiased) - running_var.value)
+        return out.reshape(x.shape)
+
+
+def compute_in(dtype: jnp.dtype, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Casts arrays to the compute type; a float64 run stays float64 where float32 is asked for."""
+    wanted = jnp.dtype(dtype)
+    if wanted == jnp.float32:
+        wanted = jnp.result_type(jnp.float32, *arrays)
+    return tuple(array.astype(wanted) for array in arrays)

@@ -1,0 +1,235 @@
+"""The training loop of every system."""
+
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vlm_jax import config as configs
+from vlm_jax.progress import Progress
+from vlm_jax.tasks.task import Task
+from vlm_jax.train import evaluate, sharding
+from vlm_jax.train.checkpoint import Checkpoints, restore_variables
+from vlm_jax.train.hardware import peak_flops, step_flops
+from vlm_jax.train.metrics_log import MetricsLog
+from vlm_jax.train.setup import Setup, abstract_batch, compile_step, prepare
+from vlm_jax.train.state import TrainState
+from vlm_jax.types import DataShard, Pipeline, PyTree, Variables
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on; one line."""
+
+
+def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
+    """Trains until the last step, a signal to stop, or a loss that is not finite.
+
+    Raises:
+      TrainingError: naming the step where the loss is not finite; the last checkpoint before it stays.
+    """
+    first = jax.process_index() == 0
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(mesh, config)
+    shard = DataShard(jax.process_index(), jax.process_count(), config.batch_size, config.seed)
+    pipeline = task.train_data(shard)
+    per_epoch = pipeline.epoch_examples() // config.batch_size
+    if config.epochs and not per_epoch:
+        raise configs.ConfigError(
+            f"config.batch_size: {config.batch_size} is more than the {pipeline.epoch_examples()} examples of an epoch"
+        )
+    total = config.steps or config.epochs * per_epoch
+    if first:
+        workdir.mkdir(parents=True, exist_ok=True)
+        configs.write(config, workdir / "config.json")
+
+    setup = prepare(task, config, mesh, total_steps=total, steps_per_epoch=per_epoch)
+    # Resume from this workdir, else start from another checkpoint's variables, else from scratch.
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    position = 0
+    if checkpoints.latest_step() is not None:
+        state, position = checkpoints.restore(setup.abstract)
+        _say(first, f"resumed from step {int(state.step)} of {workdir}")
+    else:
+        state = setup.create(jax.random.key(config.seed))
+        if task.from_files:
+            state = _with_variables(state, task.from_files(state.variables()), setup)
+        if config.init_from:
+            state = _warm_start(state, setup, config)
+            _say(first, f"started from the variables of {config.init_from}")
+    start = int(state.step)
+
+    _say(first, f"{task.name}: {total} steps of {config.batch_size} examples on {_devices()}; compiling")
+    began = time.monotonic()
+    compiled = compile_step(setup, abstract_batch(task, mesh))
+    _say(first, f"compiled in {time.monotonic() - began:.0f} s")
+
+    log = MetricsLog(workdir, start, enabled=first)
+    window = _Window(log, config.batch_size, per_epoch, step_flops(compiled), peak_flops())
+    stop = _StopSignal()
+
+    def run_evaluators(step: int) -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        for name in config.evaluate.names:
+            values = evaluate.run(task.evaluators[name], state.variables(), mesh, config.evaluate.batch_size).metrics
+            metrics |= {f"{name}/{key}": value for key, value in values.items()}
+        if metrics:
+            log.write(step, metrics)
+            _say(first, "  ".join([f"step {step}", *(f"{key} {value:.4f}" for key, value in metrics.items())]))
+        return metrics
+
+    pipeline.restore(position)
+    step = start
+    try:
+        if step == 0 and config.evaluate.at_start:
+            run_evaluators(0)
+        with Progress("training", total, enabled=first, start=start) as progress:
+            batches = _prefetch(pipeline, mesh)
+            while step < total:
+                waiting = time.monotonic()
+                batch = next(batches)
+                window.waited += time.monotonic() - waiting
+                state, metrics = compiled(state, batch)
+                step += 1
+                position += config.batch_size
+                window.add(metrics)
+                if step % config.log_every == 0 or step == total:
+                    progress.advance(step - progress.done, f"loss {window.flush(step):.4f}")
+                last = step == total
+                evaluating = _due(config.evaluate, step, per_epoch) or (last and bool(config.evaluate.names))
+                stopping = stop.requested(checkpoints, step)
+                if _due(config.checkpoint, step, per_epoch) or evaluating or last or stopping:
+                    window.flush(step)
+                    checkpoints.save(state, position, run_evaluators(step) if evaluating and not stopping else None)
+                if stopping:
+                    checkpoints.close()
+                    _say(first, f"told to stop: saved step {step} of {total}; the same command resumes there")
+                    break
+    finally:
+        checkpoints.close()
+        log.close()
+        stop.restore()
+    return state
+
+
+class _Window:
+    """Metrics since the last log line; reads them from the device only when it writes."""
+
+    def __init__(self, log: MetricsLog, batch_size: int, per_epoch: int, flops: float, peak: float | None) -> None:
+        self.log, self.batch_size, self.per_epoch, self.flops, self.peak = log, batch_size, per_epoch, flops, peak
+        self.metrics: list[dict[str, jax.Array]] = []
+        self.waited, self.began, self.loss = 0.0, time.monotonic(), float("nan")
+
+    def add(self, metrics: dict[str, jax.Array]) -> None:
+        self.metrics.append(metrics)
+
+    def flush(self, step: int) -> float:
+        """Writes the window's line and returns its mean loss.
+
+        Raises:
+          TrainingError: where a loss is not finite.
+        """
+        if not self.metrics:
+            return self.loss
+        values = jax.device_get(self.metrics)
+        count = len(values)
+        for number, value in enumerate(values, start=step - count + 1):
+            if not np.isfinite(value["loss"]):
+                raise TrainingError(
+                    f"step {number}: the loss is {value['loss']}; stopped, and the last checkpoint before it was kept"
+                )
+        now = time.monotonic()
+        seconds = max(now - self.began, 1e-9)
+        means = {name: float(np.mean([value[name] for value in values])) for name in values[0]}
+        self.loss = means.pop("loss")
+        line = {
+            "loss": self.loss,
+            "learning_rate": float(values[-1]["learning_rate"]),
+            "examples_per_second": count * self.batch_size / seconds,
+            "data_wait": min(self.waited / seconds, 1.0),
+        }
+        if self.per_epoch:
+            line["epoch"] = step / self.per_epoch
+        if self.peak:
+            line["mfu"] = self.flops * count / seconds / self.peak
+        means.pop("learning_rate")
+        self.log.write(step, line | means)
+        self.metrics, self.waited, self.began = [], 0.0, now
+        return self.loss
+
+
+class _StopSignal:
+    """Notes SIGTERM, which schedulers send before they take the machine back."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self.main = threading.current_thread() is threading.main_thread()
+        if self.main and jax.process_count() == 1:
+            self.previous = signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, *_: object) -> None:
+        self.seen = True
+
+    def requested(self, checkpoints: Checkpoints, step: int) -> bool:
+        """Whether to stop after this step; all processes answer alike."""
+        return self.seen if jax.process_count() == 1 else checkpoints.reached_preemption(step)
+
+    def restore(self) -> None:
+        if self.main and jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self.previous)
+
+
+def _prefetch(pipeline: Pipeline, mesh: Mesh, ahead: int = 2) -> Iterator[PyTree]:
+    """Reads and places batches in a thread, a few ahead of the step."""
+    ready: queue.Queue = queue.Queue(maxsize=ahead)
+
+    def read() -> None:
+        try:
+            for batch in pipeline:
+                ready.put(sharding.shard_batch(mesh, batch))
+        except Exception as error:
+            ready.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        batch = ready.get()
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+def _with_variables(state: TrainState, variables: Variables, setup: Setup) -> TrainState:
+    model_state = {name: value for name, value in variables.items() if name != "params"}
+    return state.replace(
+        params=jax.device_put(variables["params"], setup.places.params),
+        model_state=jax.device_put(model_state, setup.places.model_state),
+    )
+
+
+def _warm_start(state: TrainState, setup: Setup, config: ConfigDict) -> TrainState:
+    state = _with_variables(state, restore_variables(Path(config.init_from), setup.abstract.variables()), setup)
+    if state.ema_params is not None and config.optimizer.ema_after_init_from:
+        state = state.replace(ema_params=jax.tree.map(jax.numpy.copy, state.params))
+    return state
+
+
+def _due(config: ConfigDict, step: int, per_epoch: int) -> bool:
+    """Whether a section with `every_steps` and `every_epochs` is due."""
+    by_step = config.every_steps and step % config.every_steps == 0
+    return bool(by_step or (config.every_epochs and per_epoch and step % (config.every_epochs * per_epoch) == 0))
+
+
+def _devices() -> str:
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind}, {jax.process_count()} process(es)"
+
+
+def _say(first: bool, line: str) -> None:
+    if first:
+        print(line, flush=True)

@@ -1,0 +1,64 @@
+"""`workdir/metrics.jsonl`, one JSON object a line, and TensorBoard where it is installed."""
+
+import importlib.util
+import json
+import sys
+import types
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+class MetricsLog:
+    """Appends metrics by step.
+
+    Args:
+      workdir: The run's folder.
+      step: Step that the run starts from: what an interrupted run logged beyond it is dropped.
+      enabled: False on every process but one.
+    """
+
+    def __init__(self, workdir: Path, step: int, *, enabled: bool = True) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        self.path = workdir / "metrics.jsonl"
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _step(line) <= step]
+        if len(kept) != len(lines):
+            self.path.write_text("".join(line + "\n" for line in kept))
+        self.file = self.path.open("a")
+        self.board = None
+        if importlib.util.find_spec("tensorboard"):
+            # TensorBoard's own switch for running without TensorFlow, which would take seconds, and GPU memory.
+            sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
+            from tensorboard.summary import Writer
+
+            self.board = Writer(str(workdir / "tensorboard"))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes one line; keys keep their order."""
+        if not self.enabled:
+            return
+        values = {name: float(np.asarray(value)) for name, value in metrics.items()}
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Writes out what is buffered."""
+        if self.enabled:
+            self.file.close()
+            if self.board:
+                self.board.close()
+
+
+def _step(line: str) -> float:
+    """Step of a logged line; a line that a killed run left half written counts as beyond any step."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return float("inf")

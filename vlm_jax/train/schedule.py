@@ -1,0 +1,55 @@
+"""Learning-rate schedules: a warm-up, then constant, cosine or steps."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vlm_jax.config import ConfigError
+
+Schedule = Callable[[jax.Array | int], jax.Array]
+NAMES = ("constant", "cosine", "multistep")
+
+
+def make_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> Schedule:
+    """The rate of update number `step`, from 0.
+
+    While `step` is below the warm-up (`warmup_steps`, or `warmup_epochs`), the rate rises linearly from `warmup_start`
+    times the base rate. It would be full one update after the warm-up, or, with `warmup_inclusive`, is full at its
+    last update; with `warmup_by_epoch` it rises only at epoch boundaries. Then:
+      `constant`: the base rate.
+      `cosine`: half a cosine to `final_learning_rate` at `decay_steps` (0: the end of training). Beyond, it rises
+        again, as the references' formula does.
+      `multistep`: times `decay_factor` at every one of `boundary_steps` and `boundary_epochs` that has been reached.
+
+    Args:
+      config: `config.schedule`.
+      total_steps: Updates of the whole run.
+      steps_per_epoch: For what is given in epochs.
+
+    Raises:
+      ConfigError: for an unknown name.
+    """
+    if config.name not in NAMES:
+        raise ConfigError(f"config.schedule.name: {config.name!r} is not one of {', '.join(NAMES)}")
+    base = config.learning_rate
+    warmup = config.warmup_steps or config.warmup_epochs * steps_per_epoch
+    unit = steps_per_epoch if config.warmup_by_epoch else 1
+    rises = max(1, warmup // unit - int(config.warmup_inclusive))
+    boundaries = [*config.boundary_steps, *(epoch * steps_per_epoch for epoch in config.boundary_epochs)]
+
+    def schedule(step: jax.Array | int) -> jax.Array:
+        step = jnp.asarray(step, jnp.result_type(float))
+        if config.name == "cosine":
+            progress = (step - warmup) / max(1, (config.decay_steps or total_steps) - warmup)
+            factor = jnp.maximum(0.0, 0.5 * (1 + jnp.cos(jnp.pi * progress)))
+            rate = config.final_learning_rate + (base - config.final_learning_rate) * factor
+        elif config.name == "multistep":
+            rate = base * config.decay_factor ** sum((step >= boundary for boundary in boundaries), start=0.0 * step)
+        else:
+            rate = jnp.full_like(step, base)
+        rising = base * (config.warmup_start + (1 - config.warmup_start) * (step // unit) / rises)
+        return jnp.where(step < warmup, rising, rate)
+
+    return schedule

@@ -1,0 +1,83 @@
+"""What a run needs before its first step: shapes and places of the state, and the compiled step."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.stages import Compiled
+from ml_collections import ConfigDict
+
+from vlm_jax.tasks.task import Task
+from vlm_jax.train import sharding
+from vlm_jax.train.optimizer import make_optimizer
+from vlm_jax.train.schedule import make_schedule
+from vlm_jax.train.state import TrainState, create_state
+from vlm_jax.train.step import TrainStep, make_train_step
+from vlm_jax.types import PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run's state, before anything is allocated.
+
+    Attributes:
+      abstract: Shapes, types and places of the state.
+      places: The places alone.
+      create: Makes the state from a key, in its places.
+      step: The training step, not compiled.
+    """
+
+    abstract: TrainState
+    places: PyTree
+    create: Callable[[jax.Array], TrainState]
+    step: TrainStep
+
+
+def prepare(task: Task, config: ConfigDict, mesh: Mesh, *, total_steps: int, steps_per_epoch: int) -> Setup:
+    """Builds optimiser, schedule and step, and works out where the state lives.
+
+    Raises:
+      ConfigError: for an optimiser or schedule that cannot be built.
+    """
+    schedule = make_schedule(config.schedule, total_steps, steps_per_epoch)
+    optimizer = make_optimizer(config.optimizer, schedule, task.abstract_variables()["params"])
+    specs = next(iter(task.batch_specs.values()))
+
+    def create(key: jax.Array, batch: PyTree) -> TrainState:
+        init_key, run_key = jax.random.split(key)
+        return create_state(task.init(init_key, batch), optimizer, run_key, bool(config.optimizer.ema_decay))
+
+    shapes = jax.eval_shape(create, jax.random.key(0), specs)
+    places = sharding.shardings(mesh, task.partition_rules, shapes)
+    abstract = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, places
+    )
+    step = make_train_step(
+        task,
+        optimizer,
+        schedule,
+        clip_norm=config.optimizer.clip_norm,
+        ema_decay=config.optimizer.ema_decay,
+    )
+
+    def create_placed(key: jax.Array) -> TrainState:
+        # Initialisers look at shapes only, so the compiler drops the forward pass and the zeros.
+        zeros = {name: np.zeros(spec.shape, spec.dtype) for name, spec in specs.items()}
+        return jax.jit(create, out_shardings=places)(key, zeros)
+
+    return Setup(abstract, places, create_placed, step)
+
+
+def abstract_batch(task: Task, mesh: Mesh) -> PyTree:
+    """Shapes, types and places of the global training batch."""
+    specs = next(iter(task.batch_specs.values()))
+    place = sharding.batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=place) for name, spec in specs.items()}
+
+
+def compile_step(setup: Setup, batch: PyTree) -> Compiled:
+    """Compiles the training step for a batch's shapes; the state is donated."""
+    step = jax.jit(setup.step, donate_argnums=0, out_shardings=(setup.places, None))
+    return step.lower(setup.abstract, batch).compile()

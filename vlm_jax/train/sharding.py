@@ -1,0 +1,110 @@
+"""Processes, the device mesh, and where arrays live on it."""
+
+import os
+import re
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from vlm_jax.config import ConfigError
+from vlm_jax.tasks.task import Rules
+from vlm_jax.train.optimizer import path_name
+from vlm_jax.types import Batch, PyTree
+
+VARIABLES = ("VLM_COORDINATOR", "VLM_NUM_PROCESSES", "VLM_PROCESS_ID")
+CLUSTERS = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES")
+
+
+def initialize() -> None:
+    """Joins the other processes; call before anything touches a device.
+
+    `VLM_COORDINATOR` (host:port), `VLM_NUM_PROCESSES` and `VLM_PROCESS_ID` come first, then what jax detects (SLURM
+    with several tasks, Open MPI 4, Kubernetes jobs, TPU pods); else this is the only process.
+
+    Raises:
+      ConfigError: where only some of the variables are set.
+    """
+    given = {name: os.environ.get(name) for name in VARIABLES}
+    if any(given.values()):
+        missing = [name for name, value in given.items() if not value]
+        if missing:
+            raise ConfigError(
+                f"environment: {', '.join(missing)} not set beside {', '.join(set(given) - set(missing))}"
+            )
+        jax.distributed.initialize(
+            given["VLM_COORDINATOR"], int(given["VLM_NUM_PROCESSES"]), int(given["VLM_PROCESS_ID"])
+        )
+    elif any(name in os.environ for name in CLUSTERS) and os.environ.get("SLURM_NTASKS", "2") != "1":
+        # A detected cluster of one is still one process: jax raises where it finds no description of the others.
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            if "coordinator_address" not in str(error):
+                raise
+
+
+def make_mesh(config: ConfigDict) -> Mesh:
+    """A mesh with the axes `data` and `model` over all devices; one size may be -1: whatever is left.
+
+    Raises:
+      ConfigError: where the sizes do not fit the number of devices.
+    """
+    devices = jax.device_count()
+    sizes = {"data": config.data, "model": config.model}
+    unknown = [axis for axis, size in sizes.items() if size == -1]
+    known = int(np.prod([size for size in sizes.values() if size != -1]))
+    if len(unknown) == 1 and known > 0 and devices % known == 0:
+        sizes[unknown[0]] = devices // known
+    if unknown[1:] or int(np.prod(list(sizes.values()))) != devices:
+        raise ConfigError(f"config.mesh: data x model = {config.data} x {config.model} does not fit {devices} devices")
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def check_batch(mesh: Mesh, config: ConfigDict) -> None:
+    """Checks that the global batch, its groups and its streams can be spread over this mesh and these processes.
+
+    Raises:
+      ConfigError: naming the key, what was found and what would do.
+    """
+    shards, processes = mesh.shape["data"], jax.process_count()
+    if config.batch_size % shards:
+        raise ConfigError(f"config.batch_size: {config.batch_size} does not divide over {shards} devices")
+    if config.batch_groups % shards and shards % config.batch_groups:
+        raise ConfigError(
+            f"config.batch_groups: {config.batch_groups} groups and {shards} devices: one must divide the other"
+        )
+    if config.data.streams % processes:
+        raise ConfigError(f"config.data.streams: {config.data.streams} does not divide over {processes} processes")
+
+
+def match_rules(rules: Rules, tree: PyTree) -> PyTree:
+    """A PartitionSpec for every leaf: that of the first rule whose expression is found in its name, else replicated."""
+
+    def spec(path: tuple, leaf: jax.Array) -> PartitionSpec:
+        name = path_name(path)
+        found = next((spec for expression, spec in rules if re.search(expression, name)), PartitionSpec())
+        return found if len(found) <= getattr(leaf, "ndim", 0) else PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def shardings(mesh: Mesh, rules: Rules, tree: PyTree) -> PyTree:
+    """A NamedSharding for every leaf."""
+    return jax.tree.map(
+        lambda spec: NamedSharding(mesh, spec),
+        match_rules(rules, tree),
+        is_leaf=lambda leaf: isinstance(leaf, PartitionSpec),
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples spread over the axis `data`."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def shard_batch(mesh: Mesh, batch: Batch) -> PyTree:
+    """Makes global arrays of every process's consecutive part of the batch."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, np.asarray(value)), dict(batch))

@@ -1,0 +1,52 @@
+"""Everything that a training step changes."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from vlm_jax.types import ModelState, Params, PyTree, Variables
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Sharded, donated, checkpointed and restored as one.
+
+    Attributes:
+      step: Updates made.
+      params: What the optimiser changes.
+      model_state: What has memory and is not trained.
+      opt_state: The optimiser's.
+      ema_params: Running average of the parameters, or None.
+      key: Random key of the run; a step folds its number into it.
+    """
+
+    step: jax.Array
+    params: Params
+    model_state: ModelState
+    opt_state: PyTree
+    ema_params: Params | None
+    key: jax.Array
+
+    def variables(self, *, average: bool = False) -> dict[str, Any]:
+        """Flax variables for evaluation, with the averaged parameters if asked for."""
+        params = self.ema_params if average and self.ema_params is not None else self.params
+        return {"params": params, **self.model_state}
+
+
+def create_state(
+    variables: Variables, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool
+) -> TrainState:
+    """A state at step 0 around freshly initialised variables."""
+    model_state = {name: value for name, value in variables.items() if name != "params"}
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=model_state,
+        opt_state=optimizer.init(params),
+        ema_params=jax.tree.map(jnp.copy, params) if ema else None,
+        key=key,
+    )

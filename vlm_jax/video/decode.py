@@ -1,0 +1,399 @@
+"""Read frames from video files through FFmpeg's own filters (PyAV), frame for frame as the `ffmpeg` program does.
+
+Filters are texts in FFmpeg's syntax, such as 'crop=224:224,hflip'; the functions at the end write the usual ones.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+
+try:
+    import av
+except ImportError as error:
+    raise ImportError("reading video needs PyAV: pip install 'vlm_jax[video]'") from error
+
+File = str | Path
+Seconds = float | Fraction
+Rate = int | Fraction
+
+MICROSECONDS = 1_000_000
+
+# Containers whose header states the length, and how much earlier (seconds) the packets of a whole file may end.
+CONTAINERS_WITH_LENGTH = {"mov", "matroska", "avi"}
+TRUNCATION_TOLERANCE = 1.0
+# How far before the start (microseconds) decoding begins: more only if the first frame comes out too late.
+SEEK_MARGINS = (0, 2 * MICROSECONDS, 16 * MICROSECONDS, 128 * MICROSECONDS, math.inf)
+# The ffmpeg program's allowance (microseconds) for frames that are stored later than they are shown.
+REORDERING = 3 * MICROSECONDS // 23
+# A frame of this width and height (pixels) is large enough for any filter meant for videos.
+LARGE = 8192
+
+HFLIP = "hflip"
+
+
+class VideoError(ValueError):
+    """A video file that cannot be used.
+
+    Attributes:
+      reason: one of 'missing', 'empty', 'unreadable', 'no video stream', 'no frames', 'truncated', 'too small',
+        'changing size'.
+      detail: what else is known, '' if nothing.
+    """
+
+    def __init__(self, path: File, reason: str, detail: str = "") -> None:
+        super().__init__(str(path), reason, detail)
+        self.path, self.reason, self.detail = self.args
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file says about itself.
+
+    Attributes:
+      width, height: pixels, as shown (after rotation).
+      duration: seconds; of the container, else of the video stream, else 0.
+      frame_rate: frames per second on average, 0 if unknown.
+      num_frames: number of frames that the container states, 0 if it does not.
+      rotation: degrees by which a player turns the stored frames counter-clockwise: 0, 90, 180 or 270.
+      codec: FFmpeg's name of the codec, such as 'h264'.
+    """
+
+    path: str
+    width: int
+    height: int
+    duration: float
+    frame_rate: Fraction
+    num_frames: int
+    rotation: int
+    codec: str
+
+
+def probe(path: File) -> VideoInfo:
+    """Reads a file's header and first frame. Raises VideoError if it is not a video that can be decoded."""
+    with _opened(path) as stream:
+        frame = next(_timed_frames(path, stream, strict=False, start=0), None)
+        if frame is None:
+            raise VideoError(path, "no frames")
+        angle, _ = _rotation(frame)
+        width, height = (frame.height, frame.width) if angle in (90, 270) else (frame.width, frame.height)
+        stated = stream.container.duration
+        return VideoInfo(
+            path=str(path),
+            width=width,
+            height=height,
+            duration=float((stream.duration or 0) * stream.time_base) if stated is None else stated / MICROSECONDS,
+            frame_rate=stream.average_rate or stream.guessed_rate or Fraction(0),
+            num_frames=stream.frames,
+            rotation=-angle % 360,
+            codec=stream.codec_context.name,
+        )
+
+
+def stream_frames(
+    path: File,
+    *,
+    start: Seconds = 0.0,
+    seconds: Seconds | None = None,
+    fps: Rate | None = None,
+    filters: str = "",
+    strict: bool = True,
+    threads: int = 1,
+) -> Iterator[np.ndarray]:
+    """Yields the frames of a video, or of a part of it, one by one: uint8 [H, W, 3], RGB.
+
+    They are those of `ffmpeg -ss START -t SECONDS -i PATH -filter_complex 'fps=FPS,FILTERS' -pix_fmt rgb24 -f
+    rawvideo -`: an exact seek, times counted from it, rotation by metadata first, and the end cut off before `fps`
+    decides how many frames there are. Without `fps` every source frame comes once (`-fps_mode passthrough`). Where the
+    program's seek loses or damages frames (MPEG transport and program streams, AVI at 0 s), the right ones come.
+
+    Args:
+      start: seconds to skip; at or after the end of the video there are no frames.
+      seconds: how much to read, None for all.
+      fps: output frames per second, None for the source's frames.
+      filters: FFmpeg filters, a chain without labels.
+      strict: whether a damaged or truncated file is an error, raised when the damage is met. If not, what can be
+        decoded comes. Containers that do not state their length (MPEG-TS, fragmented MP4) do not show a missing end.
+      threads: decoder threads, 0 for one per core.
+
+    Raises:
+      VideoError: the file cannot be used.
+      ValueError: FFmpeg cannot use `filters`.
+    """
+    if start < 0 or (seconds is not None and seconds <= 0):
+        raise ValueError(f"{path}: start is {start} and seconds {seconds}, expected start >= 0 and seconds > 0")
+    timing = []
+    if seconds is not None:
+        timing.append(("trim", f"duration={_microseconds(seconds)}us"))
+    if fps is not None:
+        timing.append(("fps", f"fps={Fraction(fps)}"))
+    with closing(_decode(path, _microseconds(start), strict, threads)) as decoded:
+        for index, frame in enumerate(_filtered(path, decoded, timing, filters)):
+            for _ in range(1 + frame.pts if fps is not None and index == 0 else 1):  # it is repeated back to time 0
+                yield np.array(frame.to_ndarray())
+
+
+def read_frames(
+    path: File,
+    *,
+    start: Seconds = 0.0,
+    seconds: Seconds | None = None,
+    fps: Rate | None = None,
+    filters: str = "",
+    strict: bool = True,
+    threads: int = 1,
+) -> np.ndarray:
+    """The frames that `stream_frames` yields, as one array: uint8 [T, H, W, 3], RGB.
+
+    After the end of the video T is 0, and H and W are still right.
+    """
+    chosen = {"start": start, "seconds": seconds, "fps": fps, "filters": filters}
+    frames = list(stream_frames(path, **chosen, strict=strict, threads=threads))
+    return np.stack(frames) if frames else np.zeros((0, *_output_size(path, filters), 3), np.uint8)
+
+
+def read_clip(
+    path: File, *, start: Seconds, num_frames: int, fps: Rate, filters: str = "", strict: bool = True
+) -> np.ndarray:
+    """A clip of fixed length: uint8 [num_frames, H, W, 3], RGB; black frames at its end where the video is over.
+
+    0.1 s more than the clip's length is read, so that the last frame does not hang on rounding
+    (antoine77340/MIL-NCE_HowTo100M, video_loader.py). Arguments and errors are those of `stream_frames`.
+    """
+    seconds = num_frames / Fraction(fps) + Fraction(1, 10)
+    frames = stream_frames(path, start=start, seconds=seconds, fps=fps, filters=filters, strict=strict)
+    with closing(frames):
+        kept = list(islice(frames, num_frames))
+    size = kept[0].shape if kept else (*_output_size(path, filters), 3)
+    return np.stack(kept + [np.zeros(size, np.uint8)] * (num_frames - len(kept)))
+
+
+def read_clips(
+    path: File, starts: Sequence[Seconds], num_frames: int, fps: Rate, filters: str = "", strict: bool = True
+) -> np.ndarray:
+    """Clips of one video from several start times: uint8 [len(starts), num_frames, H, W, 3], each as `read_clip`'s."""
+    chosen = {"num_frames": num_frames, "fps": fps, "filters": filters, "strict": strict}
+    return np.stack([read_clip(path, start=start, **chosen) for start in starts])
+
+
+def _microseconds(seconds: Seconds) -> int:
+    """Whole microseconds, cut off as FFmpeg does when it reads the number as text."""
+    exact = seconds if isinstance(seconds, Fraction) else Fraction(Decimal(str(float(seconds))))
+    return math.floor(exact * MICROSECONDS)
+
+
+@contextmanager
+def _opened(path: File, threads: int = 1) -> Iterator[av.VideoStream]:
+    """The best video stream of a file; the file is closed afterwards."""
+    if not Path(path).is_file():
+        raise VideoError(path, "missing")
+    if Path(path).stat().st_size == 0:
+        raise VideoError(path, "empty")
+    try:
+        container = av.open(f"file:{path}", metadata_errors="replace")
+    except (av.error.FFmpegError, ValueError) as error:
+        raise VideoError(path, "unreadable", getattr(error, "strerror", None) or str(error)) from error
+    with container:
+        flags = av.stream.Disposition
+        streams = [stream for stream in container.streams.video if not stream.disposition & flags.attached_pic]
+        if not streams:
+            raise VideoError(path, "no video stream")
+        # The ffmpeg program prefers the default stream, then the one with most pixels.
+        stream = max(streams, key=lambda s: s.width * s.height + 5_000_000 * bool(s.disposition & flags.default))
+        if stream.codec_context is None:
+            raise VideoError(path, "unreadable", "unknown codec")
+        stream.codec_context.thread_count = threads
+        stream.codec_context.thread_type = "AUTO"
+        yield stream
+
+
+def _decode(path: File, start: int, strict: bool, threads: int) -> Iterator[av.VideoFrame]:
+    """Decoded frames from `start` (microseconds) on, in the order in which they are shown, times counted from there."""
+    for margin in SEEK_MARGINS:
+        with _opened(path, threads) as stream:
+            container, from_beginning = stream.container, start - margin <= 0
+            target = start + (container.start_time or 0)
+            if not from_beginning:
+                by_display_time = container.format.flags & av.format.Flags.seek_to_pts.value
+                early = 0 if by_display_time or not stream.codec_context.has_b_frames else REORDERING
+                with suppress(av.error.FFmpegError):  # then all is read, and what lies before the start is left out
+                    container.seek(target - margin - early)
+            zero = math.floor(Fraction(target, MICROSECONDS) / stream.time_base + Fraction(1, 2))
+            if container.format.flags & av.format.Flags.ts_discont.value and stream.start_time is not None:
+                zero = max(zero, stream.start_time)  # the program lets such files begin with the stream that is read
+            frames = _timed_frames(path, stream, strict, start)
+            first = next(frames, None)
+            if first is None and from_beginning:
+                raise VideoError(path, "no frames")
+            if first is None and container.duration is not None and start >= container.duration:
+                return
+            if not from_beginning and (first is None or first.pts > zero):
+                continue  # happens in containers without an index (MPEG-TS)
+            for frame in chain([first], frames):
+                if frame.pts < zero:
+                    continue
+                if strict and frame.is_corrupt:
+                    raise VideoError(path, "unreadable", "damaged frame")
+                frame.pts -= zero
+                yield frame
+            return
+
+
+def _timed_frames(path: File, stream: av.VideoStream, strict: bool, start: int) -> Iterator[av.VideoFrame]:
+    """Decoded frames from where the container stands, each with a time and a duration."""
+    without_display_times = stream.container.format.name == "avi"
+    last_time, last_duration = None, 1
+    for packet in _packets(path, stream, strict, start):
+        try:
+            frames = stream.codec_context.decode(packet)
+        except av.error.FFmpegError as error:
+            # Right after a seek the decoder may lack the frames that a packet builds on.
+            if strict and (last_time is not None or start == 0):
+                raise VideoError(path, "unreadable", error.strerror) from error
+            continue
+        for frame in frames:
+            frame.time_base = stream.time_base
+            frame.pts = frame.dts if frame.pts is None or without_display_times else frame.pts
+            if frame.pts is None:
+                frame.pts = 0 if last_time is None else last_time + last_duration
+            step = 0 if last_time is None else frame.pts - last_time
+            if step > 0 and (frame.duration <= 0 or (frame.duration == 1 and step > 2)):
+                frame.duration = step  # one tick is what FFmpeg makes up where it knows no duration
+            last_time, last_duration = frame.pts, max(frame.duration, 1)
+            yield frame
+
+
+def _packets(path: File, stream: av.VideoStream, strict: bool, start: int) -> Iterator[av.Packet | None]:
+    """The video stream's packets, then None to empty the decoder. Raises if `strict` and the file ends too early."""
+    container, stated = stream.container, None
+    if CONTAINERS_WITH_LENGTH & set(container.format.name.split(",")):
+        stated = container.duration and container.duration / MICROSECONDS
+        if stream.duration is not None:
+            stated = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+    # The program does not read the other streams; here they are where the file's end shows in nothing else.
+    if stated is None or stream.duration is not None:
+        for other in container.streams:
+            other.discard = av.stream.Discard.default if other.index == stream.index else av.stream.Discard.all
+    reached = -math.inf
+    try:
+        for packet in container.demux():
+            shown = packet.pts if packet.pts is not None else packet.dts
+            if shown is not None:
+                reached = max(reached, float((shown + packet.duration) * packet.time_base))
+            if packet.stream_index != stream.index or packet.size == 0:
+                continue
+            if strict and packet.is_corrupt and stated is not None:
+                raise VideoError(path, "truncated", "its last packet is incomplete")
+            yield packet
+    except av.error.FFmpegError as error:
+        if strict:
+            raise VideoError(path, "truncated", error.strerror) from error
+    reached = reached if reached >= 0 else start / MICROSECONDS
+    if strict and stated is not None and reached + TRUNCATION_TOLERANCE < stated:
+        raise VideoError(path, "truncated", f"ends at {reached:.1f} s of {stated:.1f} s")
+    yield None
+
+
+def _output_size(path: File, filters: str) -> tuple[int, int]:
+    """Height and width of the frames that `filters` give."""
+    with closing(_decode(path, 0, strict=False, threads=1)) as frames:
+        for frame in _filtered(path, islice(frames, 1), [], filters):
+            return frame.height, frame.width
+    raise VideoError(path, "no frames")
+
+
+def _filtered(
+    path: File, frames: Iterable[av.VideoFrame], timing: list[tuple[str, str]], filters: str
+) -> Iterator[av.VideoFrame]:
+    """Frames as shown, through the filters `timing` and `filters`, in RGB."""
+    graph, layout = None, None
+    for frame in chain(frames, [None]):
+        if frame is None and graph is None:
+            return
+        if graph is None:
+            layout = (frame.width, frame.height, frame.format.name)
+            graph = _filter_graph(path, frame, [*_rotation(frame)[1], *timing, *_split_filters(filters)])
+        elif frame is not None and layout != (frame.width, frame.height, frame.format.name):
+            raise VideoError(path, "changing size", f"{layout}, then {frame.width} x {frame.height}")
+        graph.vpush(frame)
+        try:
+            while True:
+                yield graph.vpull()
+        except av.error.EOFError:
+            return
+        except av.error.BlockingIOError:
+            continue  # the graph needs another frame
+
+
+def _filter_graph(path: File, frame: av.VideoFrame, steps: list[tuple[str, str]]) -> av.filter.Graph:
+    try:
+        return _linked(frame, frame.width, frame.height, steps)
+    except (av.error.FFmpegError, ValueError) as error:
+        try:
+            _linked(frame, LARGE, LARGE, steps)
+        except (av.error.FFmpegError, ValueError):
+            raise ValueError(f"{path}: FFmpeg cannot use the filters {steps}: {error}") from error
+        raise VideoError(path, "too small", f"{frame.width} x {frame.height}") from error
+
+
+def _linked(frame: av.VideoFrame, width: int, height: int, steps: list[tuple[str, str]]) -> av.filter.Graph:
+    """A graph for frames of this size that are like `frame` otherwise."""
+    graph = av.filter.Graph()
+    graph.threads = 1
+    colours = f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+    source = f"video_size={width}x{height}:pix_fmt={frame.format.name}:time_base={frame.time_base}:{colours}"
+    nodes = [("buffer", source), *steps, ("format", "pix_fmts=rgb24"), ("buffersink", "")]
+    graph.link_nodes(*[graph.add(name, arguments or None) for name, arguments in nodes])
+    graph.configure()
+    return graph
+
+
+def _rotation(frame: av.VideoFrame) -> tuple[int, list[tuple[str, str]]]:
+    """How a frame is to be shown: degrees clockwise (0, 90, 180, 270) and the filters that the program uses for it."""
+    data = frame.side_data.get("DISPLAYMATRIX")
+    matrix = np.frombuffer(bytes(data), np.int32).tolist() if data else [1, 0, 0, 0, 1, 0, 0, 0, 1]
+    angle = round(math.degrees(math.atan2(matrix[1], matrix[0])) / 90) * 90 % 360
+    if angle in (90, 270):
+        turn, mirrored = ("clock", "cclock_flip") if angle == 90 else ("cclock", "clock_flip")
+        return angle, [("transpose", mirrored if (matrix[3] > 0) == (angle == 90) else turn)]
+    flips = [("hflip", "")] if angle == 180 and matrix[0] < 0 else []
+    return angle, flips + ([("vflip", "")] if matrix[4] < 0 else [])
+
+
+def _split_filters(text: str) -> list[tuple[str, str]]:
+    """Names and arguments of a chain 'name=arguments,name'. Quotes and backslashes protect commas, as in FFmpeg."""
+    texts = re.findall(r"(?:\\.|'[^']*'|[^,])+", text)
+    pairs = [re.sub(r"\\(.)|'([^']*)'", r"\1\2", text).strip().partition("=") for text in texts]
+    return [(name, arguments) for name, _, arguments in pairs]
+
+
+def window_crop(size: int, u: float, w: float) -> str:
+    """A window of size x size pixels at x = (width - size) * u, y = (height - size) * w; u, w in [0, 1]."""
+    return f"crop={size}:{size}:(iw - {size})*{float(u)}:(ih - {size})*{float(w)}"
+
+
+def square_crop(size: int, u: float = 0.5, w: float = 0.5) -> str:
+    """The largest square, placed by u and w as in `window_crop` (centre by default), scaled to size x size pixels."""
+    side = "min(iw\\,ih)"
+    return f"crop={side}:{side}:(iw - {side})*{float(u)}:(ih - {side})*{float(w)},scale={size}:{size}"
+
+
+def short_side(side: int, enlarge: bool = False) -> str:
+    """Scales the shorter side to `side` pixels (even), keeping the aspect; both sides come out even.
+
+    Unless `enlarge`, smaller frames keep their size, but for an odd side.
+    """
+    if side < 2 or side % 2:
+        raise ValueError(f"side is {side}, expected an even number of pixels")
+    short = f"{side}" if enlarge else f"min({side}\\,trunc(min(iw\\,ih)/2)*2)"
+    return f"scale=if(gt(iw\\,ih)\\,-2\\,{short}):if(gt(iw\\,ih)\\,{short}\\,-2)"
