@@ -59,6 +59,7 @@ class Segments:
       max_candidates: Largest K that the records allow.
       min_seconds: Videos shorter than this are skipped.
       quality: Of the JPEG frames.
+      epoch: What an epoch visits once: `videos`, as the reference, or `segments`, for few videos.
     """
 
     fps: int
@@ -71,6 +72,7 @@ class Segments:
     max_candidates: int
     min_seconds: float
     quality: int
+    epoch: str
 
     @property
     def clip_frames(self) -> int:
@@ -122,8 +124,9 @@ def training_records(
     videos: Sequence[str], *, video_root: Path, caption_root: Path, segments: Segments
 ) -> Iterator[Record | Skip]:
     """Segments of every video, or why it gives none."""
-    for group, video in enumerate(videos):
-        made: list[Record] = []
+    group = -1
+    for video in videos:
+        made: list[tuple[dict[str, object], float]] = []
         try:
             captions_path = caption_root / f"{video.split('.')[0]}.csv"
             if not captions_path.is_file():
@@ -131,8 +134,7 @@ def training_records(
             narration = read_captions(captions_path)
             if not narration.text:
                 raise _Skipped("no captions", f"{captions_path}: no rows")
-            for example, weight in _cut(video_root / video, video, narration, segments):
-                made.append(Record(example, group, weight))
+            made = list(_cut(video_root / video, video, narration, segments))
         except _Skipped as skip:
             yield Skip(video, *skip.args)
         except DataError as error:
@@ -140,7 +142,10 @@ def training_records(
         except decode.VideoError as error:
             yield Skip(video, error.reason, str(error))
         else:
-            yield from made
+            group += 1
+            for number, (example, weight) in enumerate(made):
+                group += segments.epoch == "segments" and number > 0
+                yield Record(example, group, weight)
 
 
 def retrieval_records(
@@ -258,6 +263,7 @@ def howto100m(arguments: argparse.Namespace) -> None:
         max_candidates=arguments.max_candidates,
         min_seconds=arguments.min_seconds,
         quality=arguments.quality,
+        epoch=arguments.epoch,
     )
     protocol = {"kind": "milnce_training", **dataclasses.asdict(segments)}
     make = functools.partial(
@@ -349,6 +355,7 @@ def main() -> None:
     train.add_argument("--max_candidates", type=int, default=8, help="largest K that the records allow")
     train.add_argument("--min_seconds", type=float, default=3.2, help="videos shorter than this are skipped")
     train.add_argument("--quality", type=int, default=90, help="of the JPEG frames")
+    train.add_argument("--epoch", choices=("videos", "segments"), default="videos", help="what an epoch visits once")
     train.set_defaults(run=howto100m)
     for name in ("youcook2", "msrvtt", "segments"):
         evaluation = commands.add_parser(name, help="a retrieval set")

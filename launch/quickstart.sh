@@ -17,7 +17,7 @@ echo "== 1/5 word list and TFRecord shards from the clips in $clips"
 $python data_prep/milnce.py vocabulary --list $clips/videos.csv --captions $clips/captions \
     --output $data/clips/vocabulary.npy --rows 300
 $python data_prep/milnce.py howto100m --list $clips/videos.csv --videos $clips --captions $clips/captions \
-    --output $data/clips --num_shards 2 --workers 2 --short_side 80 --smallest_side 64 --segment_seconds 8 \
+    --output $data/clips --num_shards 2 --workers 2 --short_side 80 --smallest_side 64 --segment_seconds 3 --epoch segments \
     --clip_seconds 1.6 --min_time 2 --min_seconds 1.6
 $python data_prep/milnce.py segments --csv $clips/queries.csv --videos $clips \
     --output $data/queries --num_shards 2 --workers 2 --windows 2 --num_frames 8 --fps 5 --size 64

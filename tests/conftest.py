@@ -1,6 +1,7 @@
 """Set before jax starts: four CPU devices and quick compiling; results do not depend on either."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 
 def pytest_addoption(parser):

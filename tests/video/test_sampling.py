@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -99,3 +101,11 @@ def test_frame_windows_cut_floating_point_starts():
 def test_frame_windows_refuse_a_negative_number_of_frames():
     with pytest.raises(ValueError, match="num_source_frames is -1"):
         frame_windows(-1, 4, 16)
+
+
+@pytest.mark.parametrize("module", ["decode", "write"])
+def test_only_decoding_and_writing_need_pyav(module):
+    code = "import sys; sys.modules['av'] = None; import vlm_jax.video.sampling; import vlm_jax.video." + module
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].endswith("video needs PyAV: pip install 'vlm_jax[video]'")

@@ -14,21 +14,18 @@ import dataclasses
 import io
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-# TensorFlow only reads and decodes here: no start-up notices, no GPU.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+# TensorFlow only reads and decodes: the GPU is for the model.
 tf.config.set_visible_devices([], "GPU")
-logging.getLogger("absl").addFilter(lambda record: "FeatureConnector.dtype" not in record.getMessage())
+tf.get_logger().setLevel(logging.ERROR)
+logging.getLogger("absl").addFilter(lambda record: "is deprecated. Please change your code" not in record.getMessage())
 
 INDEX = np.dtype([("offset", "<i8"), ("group", "<i4"), ("weight", "<f8")])
 PROTOCOL = "protocol.json"

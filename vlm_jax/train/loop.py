@@ -81,7 +81,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
             metrics |= {f"{name}/{key}": value for key, value in values.items()}
         if metrics:
             log.write(step, metrics)
-            _say(first, "  ".join([f"step {step}", *(f"{key} {value:.4f}" for key, value in metrics.items())]))
+            shown = [f"{key} {value:.4f}" for key, value in metrics.items() if key.count("/") == 1]
+            _say(first, "  ".join([f"step {step}", *shown]))
         return metrics
 
     pipeline.restore(position)

@@ -220,7 +220,7 @@ def _opened(path: File, threads: int = 1) -> Iterator[av.VideoStream]:
 def _decode(path: File, start: int, strict: bool, threads: int) -> Iterator[av.VideoFrame]:
     """Decoded frames from `start` (microseconds) on, in the order in which they are shown, times counted from there."""
     for margin in SEEK_MARGINS:
-        with _opened(path, threads) as stream:
+        with _opened(path, threads) as stream, closing(_timed_frames(path, stream, strict, start)) as frames:
             container, from_beginning = stream.container, start - margin <= 0
             target = start + (container.start_time or 0)
             if not from_beginning:
@@ -231,7 +231,6 @@ def _decode(path: File, start: int, strict: bool, threads: int) -> Iterator[av.V
             zero = math.floor(Fraction(target, MICROSECONDS) / stream.time_base + Fraction(1, 2))
             if container.format.flags & av.format.Flags.ts_discont.value and stream.start_time is not None:
                 zero = max(zero, stream.start_time)  # the program lets such files begin with the stream that is read
-            frames = _timed_frames(path, stream, strict, start)
             first = next(frames, None)
             if first is None and from_beginning:
                 raise VideoError(path, "no frames")

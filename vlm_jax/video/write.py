@@ -42,7 +42,7 @@ def write_video(
       lossless: RGB is stored exactly; else colours are halved in size (yuv420p), which needs even sides.
       rotation: degrees by which a player turns the frames counter-clockwise: 0, 90, 180 or 270.
       times: the time of each frame in seconds, increasing, for a variable frame rate; k / fps if not given.
-      gop: number of frames from one key frame to the next, None for the encoder's choice.
+      gop: number of frames from one key frame to the next (H.264), None for the encoder's choice.
 
     Raises:
       ValueError: frames, sizes, times or the ending cannot be used.
