@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-VIDEO = ["av>=14"]
+VIDEO = ["av>=18"]
 DATA = ["tensorflow-cpu>=2.20; platform_machine == 'x86_64'", "tensorflow>=2.20; platform_machine != 'x86_64'"]
 DATA += ["tensorflow-datasets>=4.9.9"]
 EVAL = ["scikit-learn>=1.5"]

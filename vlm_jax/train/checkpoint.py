@@ -4,6 +4,7 @@ Both lie on disk in one form: `state/` holds the arrays, `data/` a JSON with the
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from orbax.checkpoint import checkpoint_managers as managers
 from vlm_jax.train.optimizer import path_name
 from vlm_jax.train.state import TrainState
 from vlm_jax.types import PyTree, Variables
+
+
+# Orbax warns that `state/` of a step, read alone, has no description of its own.
+logging.getLogger("absl").addFilter(lambda record: "_CHECKPOINT_METADATA" not in record.getMessage())
 
 
 class CheckpointError(ValueError):

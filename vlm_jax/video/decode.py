@@ -285,15 +285,16 @@ def _packets(path: File, stream: av.VideoStream, strict: bool, start: int) -> It
             other.discard = av.stream.Discard.default if other.index == stream.index else av.stream.Discard.all
     reached = -math.inf
     try:
-        for packet in container.demux():
-            shown = packet.pts if packet.pts is not None else packet.dts
-            if shown is not None:
-                reached = max(reached, float((shown + packet.duration) * packet.time_base))
-            if packet.stream_index != stream.index or packet.size == 0:
-                continue
-            if strict and packet.is_corrupt and stated is not None:
-                raise VideoError(path, "truncated", "its last packet is incomplete")
-            yield packet
+        with closing(container.demux()) as packets:  # PyAV leaks memory if it is left to the garbage collector
+            for packet in packets:
+                shown = packet.pts if packet.pts is not None else packet.dts
+                if shown is not None:
+                    reached = max(reached, float((shown + packet.duration) * packet.time_base))
+                if packet.stream_index != stream.index or packet.size == 0:
+                    continue
+                if strict and packet.is_corrupt and stated is not None:
+                    raise VideoError(path, "truncated", "its last packet is incomplete")
+                yield packet
     except av.error.FFmpegError as error:
         if strict:
             raise VideoError(path, "truncated", error.strerror) from error

@@ -1,0 +1,60 @@
+"""Both forms of a convolution, and space-to-depth."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vlm_jax.ops.convolution import DIRECT, FACTORISED, convolve, space_to_depth
+
+CASES = {
+    "stem": ((3, 7, 7), (2, 2, 2), (1, 3, 3)),
+    "folded stem": ((2, 4, 4), (1, 1, 1), (1, 2, 2)),
+    "space": ((1, 3, 3), (1, 1, 1), (0, 1, 1)),
+    "time": ((3, 1, 1), (1, 1, 1), (1, 0, 0)),
+    "point": ((1, 1, 1), (1, 1, 1), (0, 0, 0)),
+    "strided time": ((3, 1, 1), (2, 1, 1), (1, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", [(4, 8, 8), (5, 9, 7)])
+def test_forms_agree_in_value_and_gradient(case, size):
+    window, strides, padding = CASES[case]
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, *size, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(*window, 3, 5)), jnp.float32)
+    options = {"strides": strides, "padding": tuple((pad, pad) for pad in padding)}
+
+    def loss(x, kernel, form):
+        out = convolve(x, kernel, form=form, **options)
+        return jnp.sum(jnp.sin(out)), out
+
+    results = [jax.value_and_grad(loss, (0, 1), has_aux=True)(x, kernel, form) for form in (DIRECT, FACTORISED)]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+
+
+def test_unknown_form():
+    with pytest.raises(ValueError, match="'fft' is not one of"):
+        convolve(jnp.ones((1, 1, 1, 1, 1)), jnp.ones((1, 1, 1, 1, 1)), form="fft")
+
+
+def test_space_to_depth_has_colour_fastest():
+    x = np.arange(2 * 2 * 2 * 3).reshape(1, 2, 2, 2, 3)
+    np.testing.assert_array_equal(space_to_depth(x)[0, 0, 0, 0], np.arange(24))
+    with pytest.raises(ValueError, match="found 3x4x4"):
+        space_to_depth(jnp.ones((1, 3, 4, 4, 3)))
+
+
+def test_plain_stem_as_a_space_to_depth_convolution():
+    """The 3x7x7 kernel, set into 4x8x8 one step in and folded, gives the same on folded pixels."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(1, 4, 16, 16, 3)), jnp.float32)
+    kernel = rng.normal(size=(3, 7, 7, 3, 6)).astype(np.float32)
+    plain = convolve(x, kernel, strides=(2, 2, 2), padding=((1, 1), (3, 3), (3, 3)))
+    wide = np.zeros((4, 8, 8, 3, 6), np.float32)
+    wide[1:, 1:, 1:] = kernel
+    folded = wide.reshape(2, 2, 4, 2, 4, 2, 3, 6).transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(2, 4, 4, 24, 6)
+    ours = convolve(space_to_depth(x), folded, padding=((1, 0), (2, 1), (2, 1)))
+    np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
