@@ -18,7 +18,6 @@ from vlm_jax.train.optimizer import path_name
 from vlm_jax.train.state import TrainState
 from vlm_jax.types import PyTree, Variables
 
-
 # Orbax warns that `state/` of a step, read alone, has no description of its own.
 logging.getLogger("absl").addFilter(lambda record: "_CHECKPOINT_METADATA" not in record.getMessage())
 
