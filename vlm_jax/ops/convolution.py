@@ -33,8 +33,8 @@ def convolve(
       kernel: `[kt, kh, kw, C_in, C_out]`.
       strides: Along T, H, W.
       padding: Zeros before and after, along T, H, W.
-      form: `direct` is one 3-D convolution. `factorised` never calls one: it turns unit-stride kernels into matrix
-        products over shifted views, and the others into a 2-D convolution whose channels hold the time taps.
+      form: `direct` is one 3-D convolution. `factorised` never calls one: kernels without extent in space become matrix
+        products over shifted views, all others a 2-D convolution of single frames whose channels hold the time taps.
         The sums are the same up to their order.
 
     Returns:
@@ -48,13 +48,8 @@ def convolve(
     if form != FACTORISED:
         raise ValueError(f"convolution form {form!r} is not one of {DIRECT!r}, {FACTORISED!r}")
     time, height, width, channels, features = kernel.shape
-    if strides == (1, 1, 1):
-        if (height, width) == (1, 1):
-            return sum(tap @ kernel[i, 0, 0] for i, tap in enumerate(_shifts(x, 1, time, 1, padding[0])))
-        if time == 1:
-            rows = _shifts(x, 2, height, 1, padding[1])
-            taps = [tap for row in rows for tap in _shifts(row, 3, width, 1, padding[2])]
-            return jnp.concatenate(taps, -1) @ kernel[0].reshape(height * width * channels, features)
+    if strides == (1, 1, 1) and (height, width) == (1, 1):
+        return sum(_product(tap, kernel[i, 0, 0]) for i, tap in enumerate(_shifts(x, 1, time, 1, padding[0])))
     taps = jnp.concatenate(_shifts(x, 1, time, strides[0], padding[0]), -1)
     batch, frames = taps.shape[:2]
     planes = lax.conv_general_dilated(
@@ -65,6 +60,11 @@ def convolve(
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
     return planes.reshape(batch, frames, *planes.shape[1:])
+
+
+def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """`x @ matrix` over rows: with more than one axis to sum over, the weights' gradient would copy its operand."""
+    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
 
 
 def _shifts(x: jax.Array, axis: int, size: int, stride: int, padding: tuple[int, int]) -> list[jax.Array]:

@@ -51,8 +51,11 @@ def _batch_normalise_backward(saved: tuple, gradients: tuple) -> tuple:
     normalised = (x.astype(mean.dtype) - mean[:, None]) * inverse[:, None]
     bias_gradient = gradient.sum(1)
     scale_gradient = sum_of_products(gradient, normalised, 1)
-    through_statistics = (bias_gradient[:, None] + normalised * scale_gradient[:, None]) / x.shape[1]
-    x_gradient = (scale * inverse)[:, None] * (gradient - through_statistics)
+    # Two large terms and nothing after them: XLA would fuse a cheap last factor into every transposing reader.
+    factor = scale * inverse
+    constant = factor * bias_gradient / x.shape[1]
+    slope = factor * scale_gradient / x.shape[1]
+    x_gradient = (gradient * factor[:, None] - constant[:, None]) - normalised * slope[:, None]
     return x_gradient.astype(x.dtype), scale_gradient.sum(0), bias_gradient.sum(0), None
 
 

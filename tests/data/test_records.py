@@ -1,0 +1,224 @@
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from vlm_jax.data import records
+from vlm_jax.data.records import DataError, Record, Skip
+
+FEATURES = tfds.features.FeaturesDict({"number": np.int64, "text": tfds.features.Text(), "name": tfds.features.Text()})
+
+
+def example(number):
+    return {"number": number, "text": "é" * number, "name": f"item {number}"}
+
+
+def write(directory, counts=(3, 2), split="train", name="made", skips=()):
+    """Shards of `counts` records, every second one in a group of its own."""
+    number = 0
+    for shard, count in enumerate(counts):
+        path = records.shard_path(directory, name, split, shard, len(counts))
+        items = [Record(example(number + place), (place + 1) // 2, place + 0.5) for place in range(count)]
+        records.write_shard(path, FEATURES, [*skips, *items])
+        number += count
+
+
+def finalize(directory, shards=2, split="train", name="made", **protocol):
+    return records.finalize(directory, name, split, shards, FEATURES, protocol)
+
+
+def one_line(caught, *parts):
+    assert "\n" not in str(caught.value)
+    for part in parts:
+        assert str(part) in str(caught.value)
+
+
+def test_the_index_leads_to_every_record(tmp_path):
+    write(tmp_path, (4,))
+    path = records.shard_path(tmp_path, "made", "train", 0, 1)
+    index = records.read_index(path)
+    assert index["group"].tolist() == [0, 1, 1, 2]
+    assert index["weight"].tolist() == [0.5, 1.5, 2.5, 3.5]
+    for number, row in enumerate(index):
+        serialised = records.read_record(tf.constant(str(path)), tf.constant(row["offset"]))
+        read = FEATURES.deserialize_example_np(serialised.numpy())
+        assert (read["number"], read["text"].decode()) == (number, "é" * number)
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    for folder in ("a", "b"):
+        write(tmp_path / folder, skips=[Skip("video", "missing")])
+        finalize(tmp_path / folder, fps=5)
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == [
+        "dataset_info.json",
+        "features.json",
+        "made-train.index-00000-of-00002.npy",
+        "made-train.index-00001-of-00002.npy",
+        "made-train.skipped-00000-of-00002.csv",
+        "made-train.skipped-00001-of-00002.csv",
+        "made-train.tfrecord-00000-of-00002",
+        "made-train.tfrecord-00001-of-00002",
+        "protocol.json",
+        "skipped.csv",
+    ]
+    assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
+    for name in names:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_shard_that_fails_leaves_nothing(tmp_path):
+    def items():
+        yield Record(example(1), 0)
+        raise RuntimeError("stopped")
+
+    path = records.shard_path(tmp_path, "made", "train", 0, 1)
+    with pytest.raises(RuntimeError, match="stopped"):
+        records.write_shard(path, FEATURES, items())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_skipped_items_keep_their_reasons(tmp_path):
+    skips = [
+        Skip('a,"b".mp4', "no captions", "x/ä.csv: no such file"),
+        Skip("c.mp4", "too short"),
+        Skip("d", "e", "\n"),
+    ]
+    write(tmp_path, (1, 1), skips=skips)
+    assert records.read_skipped(records.shard_path(tmp_path, "made", "train", 1, 2)) == skips
+    summary = finalize(tmp_path)
+    assert summary["skipped"] == {"no captions": 2, "too short": 2, "e": 2}
+    assert (tmp_path / "skipped.csv").read_text(encoding="utf-8").count('a,""b"".mp4') == 2
+
+
+def test_finalize_counts(tmp_path):
+    write(tmp_path, (3, 0, 2))
+    size = sum(path.stat().st_size for path in tmp_path.glob("*.tfrecord-*"))
+    assert finalize(tmp_path, 3, fps=5) == {"records": 5, "groups": 4, "bytes": size, "skipped": {}}
+    protocol = records.read_protocol(tmp_path)
+    assert (protocol["name"], protocol["protocol"]) == ("made", {"fps": 5})
+    assert protocol["splits"] == {"train": {"shards": 3, "records": [3, 0, 2], "groups": [2, 0, 2], "bytes": size}}
+
+
+def test_tfds_reads_both_splits(tmp_path):
+    write(tmp_path, (3, 0, 2))
+    finalize(tmp_path, 3, fps=5)
+    write(tmp_path, (4,), split="test")
+    finalize(tmp_path, 1, split="test", fps=5)
+    builder = tfds.builder_from_directory(tmp_path)
+    assert {name: split.num_examples for name, split in builder.info.splits.items()} == {"train": 5, "test": 4}
+    assert builder.info.splits["train"].shard_lengths == [3, 0, 2]
+    assert set(builder.info.features) == {"number", "text", "name"}
+    numbers = [int(item["number"]) for item in tfds.as_numpy(builder.as_dataset(split="train"))]
+    assert sorted(numbers) == [0, 1, 2, 3, 4]
+
+
+def test_finalize_names_what_is_missing(tmp_path):
+    write(tmp_path, (1,) * 6)
+    for shard in range(1, 6):
+        records.index_path(records.shard_path(tmp_path, "made", "train", shard, 6)).unlink()
+    with pytest.raises(DataError, match="not made yet") as caught:
+        finalize(tmp_path, 6)
+    one_line(caught, tmp_path, *(f"made-train.tfrecord-0000{shard}-of-00006" for shard in (1, 2, 3)), "and 2 more")
+
+
+def test_finalize_refuses_an_empty_split(tmp_path):
+    write(tmp_path, (0,), skips=[Skip("a.mp4", "missing", "a.mp4: no such file")])
+    with pytest.raises(DataError, match="holds no record") as caught:
+        finalize(tmp_path, 1)
+    one_line(caught, tmp_path, "'train'", "skipped.csv")
+    assert "a.mp4,missing" in (tmp_path / "skipped.csv").read_text()
+
+
+@pytest.mark.parametrize(("name", "protocol", "message"), [("made", {"fps": 10}, "its protocol is"), ("o", {}, "name")])
+def test_a_folder_holds_one_data_set(tmp_path, name, protocol, message):
+    write(tmp_path)
+    finalize(tmp_path, fps=5)
+    write(tmp_path, split="test", name=name)
+    before = (tmp_path / "protocol.json").read_bytes()
+    with pytest.raises(DataError, match=message) as caught:
+        finalize(tmp_path, split="test", name=name, **protocol)
+    one_line(caught, tmp_path / "protocol.json")
+    assert (tmp_path / "protocol.json").read_bytes() == before
+
+
+def test_finalize_removes_what_killed_runs_left(tmp_path):
+    write(tmp_path)
+    (tmp_path / "made-train.tfrecord-00001-of-00002.0badcafe.tmp").write_text("half")
+    (tmp_path / "made-test.tfrecord-00001-of-00002.0badcafe.tmp").write_text("another split's")
+    finalize(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.tmp")] == ["made-test.tfrecord-00001-of-00002.0badcafe.tmp"]
+
+
+def damage_index(path, how):
+    index = records.index_path(path)
+    if how == "missing":
+        index.unlink()
+    elif how == "cut":
+        index.write_bytes(index.read_bytes()[:-7])
+    elif how == "empty":
+        index.write_bytes(b"")
+    else:
+        np.save(index, np.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [("missing", "no such file"), ("cut", "damaged"), ("empty", "damaged"), ("other", "expected rows of")],
+)
+def test_an_index_that_cannot_be_read(tmp_path, how, message):
+    write(tmp_path)
+    path = records.shard_path(tmp_path, "made", "train", 0, 2)
+    damage_index(path, how)
+    with pytest.raises(DataError, match=message) as caught:
+        records.read_index(path)
+    one_line(caught, records.index_path(path))
+
+
+def test_no_data_set_there(tmp_path):
+    with pytest.raises(DataError, match=r"no protocol\.json there") as caught:
+        records.read_protocol(tmp_path)
+    one_line(caught, tmp_path)
+    with pytest.raises(DataError, match=r"\(empty path\): no protocol\.json"):
+        records.read_protocol("")
+    (tmp_path / "protocol.json").write_text('{"name": ')
+    with pytest.raises(DataError, match="damaged") as caught:
+        records.read_protocol(tmp_path)
+    one_line(caught, tmp_path / "protocol.json")
+
+
+def test_check_protocol_names_the_key(tmp_path):
+    found = {"fps": 5, "min_time": 5.0, "kind": "milnce_training"}
+    records.check_protocol(tmp_path, found, {"fps": 5, "min_time": 5})
+    with pytest.raises(DataError, match="fps = 5, the config asks for 10") as caught:
+        records.check_protocol(tmp_path, found, {"min_time": 5.0, "fps": 10})
+    one_line(caught, tmp_path)
+    with pytest.raises(DataError, match="windows = None, the config asks for 4"):
+        records.check_protocol(tmp_path, found, {"windows": 4})
+
+
+def test_find_damage(tmp_path):
+    write(tmp_path, (4,))
+    path = records.shard_path(tmp_path, "made", "train", 0, 1)
+    offsets = records.read_index(path)["offset"].tolist()
+    places = [(str(path), offset) for offset in offsets]
+    assert records.find_damage(places) is None
+    missing = str(tmp_path / "other")
+    assert records.find_damage([places[0], (missing, 0)]) == f"{missing}: no such file"
+    content = bytearray(path.read_bytes())
+    content[offsets[2] + 20] ^= 1
+    path.write_bytes(content)
+    assert records.find_damage(places[:2] + places[3:]) is None
+    assert records.find_damage(places).startswith(f"{path}: no undamaged record at byte {offsets[2]};")
+    path.write_bytes(content[: offsets[3] + 20])
+    assert f"byte {offsets[3]}" in records.find_damage(places[3:])
+
+
+def test_metadata_is_readable_json(tmp_path):
+    records.write_json(tmp_path / "a.json", {"b": 1, "a": [0.1, "é"]})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"a": [0.1, "é"], "b": 1}
+    assert text.index('"a"') < text.index('"b"')
+    assert text.endswith("}\n")

@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+from vlm_jax.text import word_list
+
+VOCABULARY = {word: number for number, word in enumerate(["cut", "the", "Onion", "nan", "None", "it's", "naïve"], 1)}
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("cut the Onion", [1, 2, 3, 0, 0]),
+        ("the cut the cut the cut", [2, 1, 2, 1, 2]),  # repeated words stay, the sixth is too much
+        ("cut unknown unknown unknown unknown the", [1, 2, 0, 0, 0]),  # unknown words take no place
+        ("onion", [0, 0, 0, 0, 0]),  # case counts
+        ("  it's, cut-the   naïve!", [6, 1, 2, 7, 0]),
+        ("it’s", [0, 0, 0, 0, 0]),  # a typographic apostrophe divides
+        ("", [0, 0, 0, 0, 0]),
+        (None, [5, 0, 0, 0, 0]),
+        (float("nan"), [4, 0, 0, 0, 0]),
+    ],
+)
+def test_encode(sentence, expected):
+    ids = word_list.encode(sentence, VOCABULARY, 5)
+    assert ids.dtype == np.int32
+    assert ids.tolist() == expected
+
+
+def test_encode_in_lower_case():
+    assert word_list.encode("CUT The Onion NAÏVE", VOCABULARY, 3, lower=True).tolist() == [1, 2, 7]
+
+
+def test_words():
+    assert word_list.words("Stir_well 2 'n' re-heat: Über") == ["Stir_well", "2", "'n'", "re", "heat", "Über"]
+
+
+def test_load_numbers_words_from_one(tmp_path):
+    path = tmp_path / "words.npy"
+    np.save(path, np.array(["a", "naïve", "c"]))
+    assert word_list.load(path, 4) == {"a": 1, "naïve": 2, "c": 3}
+    # As many words as rows: the last has no row.
+    assert word_list.load(path, 3) == {"a": 1, "naïve": 2}
+
+
+def test_load_takes_bytes(tmp_path):
+    np.save(tmp_path / "words.npy", np.array(["a", "naïve".encode()], "S"))
+    assert word_list.load(tmp_path / "words.npy", 3) == {"a": 1, "naïve": 2}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file"),
+        (b"a\nb\nc\n", "not a .npy array of strings"),
+        (np.arange(3), "found int64 of shape"),
+        (np.array([["a", "b", "c"]]), r"shape \(1, 3\)"),
+        (np.array(["a", "b", "c"], object), "not a .npy array of strings"),
+        (np.array(["a", "b"]), "holds 2 words, but config.text.rows = 4 makes room for 3"),
+        (np.array(["a", "b", "c", "d", "e"]), "holds 5 words"),
+        (np.array(["a", "b", "a"]), "1 words occur twice"),
+    ],
+)
+def test_lists_that_cannot_be_used(tmp_path, content, message):
+    path = tmp_path / "words.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content)
+    with pytest.raises(word_list.VocabularyError, match=message) as caught:
+        word_list.load(path, 4)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_build_orders_by_frequency_then_alphabet(tmp_path):
+    built = word_list.build(["b a b", "c a b d", float("nan")])
+    assert built.tolist() == ["b", "a", "c", "d", "nan"]
+    assert word_list.build(["b a b", "c a b d"], 2).tolist() == ["b", "a"]
+    np.save(tmp_path / "words.npy", built)
+    assert word_list.load(tmp_path / "words.npy", 6)["nan"] == 5
