@@ -13,9 +13,11 @@ import argparse
 import csv
 import dataclasses
 import functools
+import io
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -25,7 +27,7 @@ import numpy as np
 from data_prep import shards
 from vlm_jax.data import images
 from vlm_jax.data.milnce import RETRIEVAL_FEATURES, TRAINING_FEATURES, clip_weights
-from vlm_jax.data.records import DataError, Record, Skip
+from vlm_jax.data.records import DataError, Record, Skip, write_atomically
 from vlm_jax.text import captions, word_list
 from vlm_jax.video import decode, sampling
 
@@ -33,6 +35,10 @@ MISSING = frozenset(
     "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
 )
 """Cells that the reference's csv reader (pandas) takes for missing; they become the word 'nan'."""
+
+
+LONGEST = 1e8
+"""Seconds; a time beyond is a mistake."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +56,8 @@ class Segments:
 
     Attributes:
       fps: Frames a second that are kept.
-      short_side: Height or width, whichever is less, of the frames; smaller ones are not enlarged.
-      smallest_side: Videos with a smaller side than this are skipped, or enlarged to it.
+      short_side: Height or width, whichever is less, of the frames, even; smaller ones are not enlarged.
+      smallest_side: Videos with a smaller side than this are skipped, or enlarged to it; even.
       enlarge: Which of the two.
       seconds: Seek seconds in a record; 0 keeps a video whole.
       clip_seconds: Longest clip that is read, by which a record overlaps the next.
@@ -60,6 +66,9 @@ class Segments:
       min_seconds: Videos shorter than this are skipped.
       quality: Of the JPEG frames.
       epoch: What an epoch visits once: `videos`, as the reference, or `segments`, for few videos.
+
+    Raises:
+      DataError: for numbers that make no sense.
     """
 
     fps: int
@@ -73,6 +82,14 @@ class Segments:
     min_seconds: float
     quality: int
     epoch: str
+
+    def __post_init__(self) -> None:
+        sides = self.smallest_side, self.short_side
+        if not 2 <= sides[0] <= sides[1] or sides[0] % 2 or sides[1] % 2:
+            raise DataError(f"--smallest_side, --short_side: expected even numbers, the first no more, found {sides}")
+        for name in ("fps", "clip_seconds", "max_candidates", "quality"):
+            if getattr(self, name) <= 0:
+                raise DataError(f"--{name}: expected more than 0, found {getattr(self, name)}")
 
     @property
     def clip_frames(self) -> int:
@@ -88,7 +105,7 @@ def read_rows(path: Path | str | Iterable[str], columns: Sequence[str], name: st
     """
     name = name or str(path)
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines(True) if isinstance(path, str | Path) else path
+        lines = io.StringIO(Path(path).read_text(encoding="utf-8-sig")) if isinstance(path, str | Path) else path
         reader = csv.DictReader(lines)
         found = reader.fieldnames or []
         absent = [column for column in columns if column not in found]
@@ -116,8 +133,7 @@ def read_captions(path: Path | Iterable[str], name: str = "") -> Captions:
     for number, row in enumerate(rows, start=2):
         for key, values in times.items():
             values.append(_seconds(row[key], f"{name or path}: line {number}, column {key!r}"))
-    texts = tuple("nan" if row["text"] in MISSING else row["text"] for row in rows)
-    return Captions(np.array(times["start"]), np.array(times["end"]), texts)
+    return Captions(np.array(times["start"]), np.array(times["end"]), tuple(_text(row["text"]) for row in rows))
 
 
 def training_records(
@@ -126,7 +142,6 @@ def training_records(
     """Segments of every video, or why it gives none."""
     group = -1
     for video in videos:
-        made: list[tuple[dict[str, object], float]] = []
         try:
             captions_path = caption_root / f"{video.split('.')[0]}.csv"
             if not captions_path.is_file():
@@ -149,15 +164,13 @@ def training_records(
 
 
 def retrieval_records(
-    items: Sequence[dict[str, object]], *, windows: int, num_frames: int, fps: int, size: int
+    items: Sequence[dict[str, object]], *, video_root: Path, windows: int, num_frames: int, fps: int, size: int
 ) -> Iterator[Record | Skip]:
     """The W clips of every item (`paths` tried in order, `video_id`, `text`, `start`, `end`), or why it gives none."""
     for group, item in enumerate(items):
         name = f"{item['video_id']} {item['start']}-{item['end']}"
-        path = next((path for path in item["paths"] if path.is_file()), None)
-        if path is None:
-            yield Skip(name, "missing", f"{item['paths'][0]}: no such file")
-            continue
+        paths = [video_root / path for path in item["paths"]]
+        path = next((path for path in paths if path.is_file()), paths[0])
         try:
             end = decode.probe(path).duration if item["end"] is None else item["end"]
             starts = sampling.clip_starts(item["start"], end, windows, num_frames / fps)
@@ -175,14 +188,15 @@ class _Skipped(Exception):
 
 
 def _cut(path: Path, video: str, narration: Captions, segments: Segments) -> Iterator[tuple[dict[str, object], float]]:
-    """A video's segments and their weights: frames are decoded once, and kept no longer than a segment."""
+    """A video's segments and their weights. Frames are decoded once, up to the last one that a clip can show."""
     info = decode.probe(path)
     side = min(info.width, info.height)
     if side < segments.smallest_side and not segments.enlarge:
         raise _Skipped("too small", f"{path}: {info.width}x{info.height}, needs {segments.smallest_side}")
     if info.duration < segments.min_seconds:
         raise _Skipped("too short", f"{path}: {info.duration:.2f} s, needs {segments.min_seconds:g} s")
-    target = max(min(side, segments.short_side), segments.smallest_side)
+    enlarge = side < segments.smallest_side
+    scale = decode.short_side(segments.smallest_side if enlarge else segments.short_side, enlarge=enlarge)
     ranges = [
         captions.seek_range(captions.clip_interval(start, end, segments.min_time), segments.clip_seconds)
         for start, end in zip(narration.start, narration.end, strict=True)
@@ -190,15 +204,17 @@ def _cut(path: Path, video: str, narration: Captions, segments: Segments) -> Ite
     last_seek = max(last for _, last in ranges)
     span = segments.seconds or last_seek + 1
     first, frames, size = 0, [], (0, 0)
-    stream = decode.stream_frames(
-        path, fps=segments.fps, filters=decode.short_side(target, enlarge=side < target), strict=True
-    )
-    for frame in stream:
-        size = frame.shape[:2]
-        frames.append(images.encode_jpeg(frame, segments.quality))
-        if len(frames) == (span - 1) * segments.fps + segments.clip_frames and first + span <= last_seek:
-            yield from _segment(video, narration, segments, (first, first + span - 1), frames, size)
-            first, frames = first + span, frames[span * segments.fps :]
+    with closing(decode.stream_frames(path, fps=segments.fps, filters=scale)) as stream:
+        for frame in stream:
+            size = frame.shape[:2]
+            frames.append(images.encode_jpeg(frame, segments.quality))
+            seeks = first, min(first + span - 1, last_seek)
+            # No fewer than a second's frames: what is left over then begins where the next segment does.
+            if len(frames) == (seeks[1] - first) * segments.fps + max(segments.clip_frames, segments.fps):
+                yield from _segment(video, narration, segments, seeks, frames, size)
+                if seeks[1] == last_seek:
+                    return
+                first, frames = first + span, frames[span * segments.fps :]
     if not frames and first == 0:
         raise _Skipped("no frames", f"{path}: nothing was decoded")
     # Clips that begin after the end are black; they belong to the last segment.
@@ -236,12 +252,16 @@ def _segment(
     yield example, float(weights.sum())
 
 
+def _text(cell: str) -> str:
+    return "nan" if cell in MISSING else cell
+
+
 def _seconds(text: str, place: str) -> float:
     try:
         value = float(text)
     except ValueError:
         raise DataError(f"{place}: expected seconds, found {text!r}") from None
-    if not math.isfinite(value) or value < 0:
+    if not 0 <= value < LONGEST:
         raise DataError(f"{place}: expected seconds, found {text!r}")
     return value
 
@@ -252,19 +272,7 @@ def _video_list(path: Path) -> list[str]:
 
 def howto100m(arguments: argparse.Namespace) -> None:
     """Training shards."""
-    segments = Segments(
-        fps=arguments.fps,
-        short_side=arguments.short_side,
-        smallest_side=arguments.smallest_side,
-        enlarge=arguments.enlarge,
-        seconds=arguments.segment_seconds,
-        clip_seconds=arguments.clip_seconds,
-        min_time=arguments.min_time,
-        max_candidates=arguments.max_candidates,
-        min_seconds=arguments.min_seconds,
-        quality=arguments.quality,
-        epoch=arguments.epoch,
-    )
+    segments = Segments(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Segments)})
     protocol = {"kind": "milnce_training", **dataclasses.asdict(segments)}
     make = functools.partial(
         training_records, video_root=arguments.videos, caption_root=arguments.captions, segments=segments
@@ -278,7 +286,7 @@ def retrieval(arguments: argparse.Namespace) -> None:
     """A retrieval set, from one of the lists."""
     items = {"youcook2": _youcook2, "msrvtt": _msrvtt, "segments": _segments}[arguments.command](arguments)
     protocol = {name: getattr(arguments, name) for name in ("windows", "num_frames", "fps", "size")}
-    make = functools.partial(retrieval_records, **protocol)
+    make = functools.partial(retrieval_records, video_root=arguments.videos, **protocol)
     split = {"youcook2": "validation"}.get(arguments.command, "test")
     protocol = {"kind": "milnce_retrieval", **protocol}
     job = shards.Job(arguments.output, arguments.command, split, RETRIEVAL_FEATURES, protocol, items, make)
@@ -288,8 +296,8 @@ def retrieval(arguments: argparse.Namespace) -> None:
 def _youcook2(arguments: argparse.Namespace) -> list[dict[str, object]]:
     items = []
     for number, row in enumerate(read_rows(arguments.csv, ("end", "start", "task", "text", "video_id")), start=2):
-        stem = arguments.videos / "validation" / row["task"] / row["video_id"]
-        paths = [stem.with_name(stem.name + ending) for ending in (".mp4", ".mkv", ".webm")]
+        stem = f"validation/{row['task']}/{row['video_id']}"
+        paths = [stem + ending for ending in (".mp4", ".mkv", ".webm")]
         items.append(_item(arguments.csv, number, row, paths, row["video_id"]))
     return items
 
@@ -297,7 +305,7 @@ def _youcook2(arguments: argparse.Namespace) -> list[dict[str, object]]:
 def _segments(arguments: argparse.Namespace) -> list[dict[str, object]]:
     rows = read_rows(arguments.csv, ("video_path", "start", "end", "text"))
     return [
-        _item(arguments.csv, number, row, [arguments.videos / row["video_path"]], row["video_path"])
+        _item(arguments.csv, number, row, [row["video_path"]], row["video_path"])
         for number, row in enumerate(rows, start=2)
     ]
 
@@ -305,9 +313,9 @@ def _segments(arguments: argparse.Namespace) -> list[dict[str, object]]:
 def _msrvtt(arguments: argparse.Namespace) -> list[dict[str, object]]:
     return [
         {
-            "paths": [arguments.videos / f"{row['video_id']}.mp4"],
+            "paths": [f"{row['video_id']}.mp4"],
             "video_id": row["video_id"],
-            "text": row["sentence"],
+            "text": _text(row["sentence"]),
             "start": 0.0,
             "end": None,
         }
@@ -315,29 +323,37 @@ def _msrvtt(arguments: argparse.Namespace) -> list[dict[str, object]]:
     ]
 
 
-def _item(path: Path, number: int, row: dict[str, str], paths: list[Path], video_id: str) -> dict[str, object]:
+def _item(path: Path, number: int, row: dict[str, str], paths: list[str], video_id: str) -> dict[str, object]:
     times = {key: _seconds(row[key], f"{path}: line {number}, column {key!r}") for key in ("start", "end")}
-    return {"paths": paths, "video_id": video_id, "text": row["text"], **times}
+    return {"paths": paths, "video_id": video_id, "text": _text(row["text"]), **times}
 
 
 def vocabulary(arguments: argparse.Namespace) -> None:
     """A word list of all captions, most frequent words first."""
-    texts = []
-    for video in _video_list(arguments.list):
-        path = arguments.captions / f"{video.split('.')[0]}.csv"
-        if path.is_file():
-            texts.extend(read_captions(path).text)
-    words = word_list.build(texts, arguments.rows - 1)
+    skipped = []
+
+    def sentences() -> Iterator[str]:
+        for video in _video_list(arguments.list):
+            try:
+                yield from read_captions(arguments.captions / f"{video.split('.')[0]}.csv").text
+            except DataError as error:
+                skipped.append(str(error))
+
+    words = word_list.build(sentences(), arguments.rows - 1)
     if not len(words):
         raise DataError(f"{arguments.captions}: no words in the captions of {arguments.list}")
     padded = np.concatenate([words, [f"<unused {n}>" for n in range(arguments.rows - 1 - len(words))]])
+    buffer = io.BytesIO()
+    np.save(buffer, padded.astype(np.str_))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    np.save(arguments.output, padded.astype(np.str_))
+    write_atomically(arguments.output, buffer.getvalue())
     print(f"{arguments.output}: {len(words)} words, for config.text.rows = {arguments.rows}")
+    if skipped:
+        print(f"  {len(skipped)} caption files skipped, such as {skipped[0]}")
 
 
-def main() -> None:
-    """Runs the command."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command that these words, or else the command line's, name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("howto100m", help="training shards")
@@ -349,7 +365,9 @@ def main() -> None:
     train.add_argument("--short_side", type=int, default=256, help="of the stored frames")
     train.add_argument("--smallest_side", type=int, default=224, help="videos below this are skipped (or enlarged)")
     train.add_argument("--enlarge", action="store_true", help="enlarge small videos instead")
-    train.add_argument("--segment_seconds", type=int, default=16, help="per record; 0 keeps videos whole")
+    train.add_argument(
+        "--segment_seconds", dest="seconds", type=int, default=16, help="per record; 0 keeps videos whole"
+    )
     train.add_argument("--clip_seconds", type=float, default=3.2, help="length of the training clip")
     train.add_argument("--min_time", type=float, default=5.0, help="shorter captions are widened to this")
     train.add_argument("--max_candidates", type=int, default=8, help="largest K that the records allow")
@@ -373,7 +391,7 @@ def main() -> None:
     words.add_argument("--output", required=True, type=Path, help="file to write, .npy")
     words.add_argument("--rows", type=int, default=66250, help="rows of the word table, padding included")
     words.set_defaults(run=vocabulary)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     arguments.run(arguments)
 
 

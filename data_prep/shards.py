@@ -6,15 +6,21 @@ is simply started again; each shard comes out byte for byte the same.
 
 import argparse
 import dataclasses
+import hashlib
+import json
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
-from vlm_jax.data.records import DataError, Record, Skip, finalize, index_path, shard_path, write_shard
+from vlm_jax.data.records import DataError, Record, Skip, finalize, index_path, shard_path, write_json, write_shard
 from vlm_jax.progress import Progress
 
 
@@ -28,8 +34,8 @@ class Job:
       split: Which split this is.
       features: Of its examples.
       protocol: How they are made; checked when they are read.
-      items: All of them, in order; shard i takes a stretch.
-      make: (items, first item's number) -> records, and skips for items that give none. Pure, and picklable.
+      items: All of them, in order, of types that JSON has; shard i takes a stretch.
+      make: Items -> records, and skips for items that give none. Pure, and picklable.
     """
 
     directory: Path
@@ -54,7 +60,7 @@ def run(job: Job, arguments: argparse.Namespace) -> None:
     """Makes the shards that are missing, then the metadata once all are there.
 
     Raises:
-      DataError: for numbers that do not fit, or shards that are missing when finalizing.
+      DataError: for numbers that do not fit, shards that are missing when finalizing, or a folder begun otherwise.
     """
     count = arguments.num_shards
     if count < 1 or not job.items:
@@ -63,10 +69,11 @@ def run(job: Job, arguments: argparse.Namespace) -> None:
     index = arguments.shard_index
     if index is not None and not 0 <= index < arguments.num_shards:
         raise DataError(f"--shard_index: {index} is not one of 0 to {arguments.num_shards - 1}")
+    _check_begun(job, count)
     if not arguments.finalize:
         wanted = range(count) if index is None else [index] if index < count else []
         _make(job, count, wanted, arguments.workers)
-    if index is None:
+    if arguments.finalize or index is None:
         summary = finalize(job.directory, job.name, job.split, count, job.features, job.protocol)
         skipped = sum(summary["skipped"].values())
         print(
@@ -79,29 +86,61 @@ def run(job: Job, arguments: argparse.Namespace) -> None:
             print(f"  each with its reason in {job.directory / 'skipped.csv'}")
 
 
-def _make(job: Job, count: int, wanted: Iterable[int], workers: int) -> None:
-    missing = [index for index in wanted if not index_path(_path(job, index, count)).exists()]
-    tasks = [(job, index, count) for index in missing]
-    done = count - len(missing)
-    with Progress(f"{job.name}-{job.split} shards", count, start=done) as progress:
+def _make(job: Job, count: int, wanted: Sequence[int], workers: int) -> None:
+    tasks = []
+    for index in wanted:
+        path = shard_path(job.directory, job.name, job.split, index, count)
+        begin, end = (len(job.items) * number // count for number in (index, index + 1))
+        if not index_path(path).exists():
+            tasks.append((path, job.features, job.make, job.items[begin:end]))
+    with Progress(f"{job.name}-{job.split} shards", len(wanted), start=len(wanted) - len(tasks)) as progress:
         if workers > 1 and len(tasks) > 1:
-            with multiprocessing.get_context("spawn").Pool(min(workers, len(tasks))) as pool:
-                for _ in pool.imap_unordered(_make_shard, tasks):
-                    progress.advance()
+            context = multiprocessing.get_context("spawn")
+            try:
+                with ProcessPoolExecutor(min(workers, len(tasks)), context, _end_with_parent) as pool:
+                    for _ in pool.map(_make_shard, tasks):
+                        progress.advance()
+            except BrokenProcessPool:
+                raise DataError(
+                    f"{job.directory}: a worker process was killed (out of memory?); run the same command again, "
+                    f"with fewer than --workers {workers}"
+                ) from None
         else:
             for task in tasks:
                 _make_shard(task)
                 progress.advance()
 
 
-def _make_shard(task: tuple[Job, int, int]) -> None:
-    job, index, count = task
-    bounds = [len(job.items) * number // count for number in (index, index + 1)]
-    write_shard(_path(job, index, count), job.features, job.make(job.items[bounds[0] : bounds[1]]))
+def _end_with_parent() -> None:
+    """Lets a worker end when the command is killed; it would wait for work for ever."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
-def _path(job: Job, index: int, count: int) -> Path:
-    return shard_path(job.directory, job.name, job.split, index, count)
+def _check_begun(job: Job, count: int) -> None:
+    """Keeps shards of different lists or options from being mixed: a folder remembers what it was begun with."""
+    path = job.directory / f"{job.name}-{job.split}.begun.json"
+    digest = hashlib.sha256(json.dumps(job.items, sort_keys=True).encode()).hexdigest()
+    wanted = {**job.protocol, "num_shards": count, "items": len(job.items), "items_sha256": digest}
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, wanted)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in wanted.items():
+        if found.get(key) != value:
+            raise DataError(
+                f"{path}: begun with {key} = {found.get(key)!r}, now it is {value!r}; choose another --output, "
+                "or delete the folder to begin again"
+            )
+
+
+def _make_shard(task: tuple[Path, tfds.features.FeaturesDict, Callable, Sequence[Any]]) -> None:
+    path, features, make, items = task
+    write_shard(path, features, make(items))
 
 
 def main(run_command: Callable[[], None]) -> None:

@@ -6,7 +6,6 @@ nothing.
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 
@@ -101,4 +100,4 @@ def describe_devices() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(_cli.run(main))
+    _cli.run(main)

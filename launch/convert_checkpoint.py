@@ -6,7 +6,6 @@ one of our checkpoints as `--source` and writes a file under the reference's nam
 
 import argparse
 import importlib
-import sys
 from pathlib import Path
 
 import _cli
@@ -59,4 +58,4 @@ def reverse(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_cli.run(main))
+    _cli.run(main)

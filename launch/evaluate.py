@@ -4,7 +4,6 @@ Restores the newest checkpoint of the workdir, or the one given (a step's folder
 evaluators and writes `workdir/results/NAME.json`, each stating its protocol.
 """
 
-import sys
 from pathlib import Path
 
 import _cli
@@ -51,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_cli.run(main))
+    _cli.run(main)

@@ -6,7 +6,6 @@ table       a result beside the untrained network's and chance
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import _cli
@@ -129,4 +128,4 @@ def _frames(path: Path, item: dict, count: int) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    sys.exit(_cli.run(main))
+    _cli.run(main)

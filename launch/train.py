@@ -3,7 +3,6 @@
 The same command again resumes from the newest checkpoint of the workdir. SIGTERM saves and stops.
 """
 
-import sys
 from pathlib import Path
 
 import _cli
@@ -27,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(_cli.run(main))
+    _cli.run(main)

@@ -19,7 +19,7 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_default_matmul_precision", "highest")
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "golden")]
 
 
 def pytest_addoption(parser):
@@ -35,7 +35,7 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in slow]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def root():
     """The checkout."""
     return ROOT

@@ -18,7 +18,6 @@ from vlm_jax.tasks.task import Task, get_task
 from vlm_jax.text import word_list
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
 from vlm_jax.types import Batch, Outputs, Variables
-from vlm_jax.video import decode
 
 
 class Model:
@@ -75,6 +74,8 @@ class Model:
     def _video(self, video: str | Path | np.ndarray, start: float) -> dict[str, np.ndarray]:
         clips = self.config.clips
         if isinstance(video, str | Path):
+            from vlm_jax.video import decode
+
             video = decode.read_clip(
                 video,
                 start=start,

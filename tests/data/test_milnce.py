@@ -60,13 +60,6 @@ def clips_folder(root):
 
 
 @pytest.fixture(scope="module")
-def root():
-    from pathlib import Path
-
-    return Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
 def coded(tmp_path_factory):
     """A folder with a video whose frames can be told apart, and its captions."""
     folder = tmp_path_factory.mktemp("coded")
@@ -121,7 +114,7 @@ def frame_numbers(video):
     shown = video.astype(float).mean((1, 2))
     distance = np.abs(shown[:, None] - colours()).max(-1)
     numbers = np.where(shown.max(-1) == 0, -1, distance.argmin(1))
-    assert (distance.min(1)[numbers >= 0] < 6).all()
+    assert (distance.min(1)[numbers >= 0] < 12).all()
     return numbers
 
 
@@ -180,7 +173,7 @@ def test_frames_are_those_of_a_clip_read_from_the_video(kind, coded, request):
                 clip[place] = frame
             np.testing.assert_array_equal(frame_numbers(clip), expected_frames(seek))
             read = decode.read_clip(coded / "coded.mp4", start=seek, num_frames=8, fps=5)
-            assert np.abs(read.astype(int) - clip).max() <= 4
+            assert np.abs(read.astype(int) - clip).max() <= 6
     assert sorted(seeks) == list(range(max(last for _, last in seek_ranges()) + 1))
 
 

@@ -1,14 +1,8 @@
 """Runs every golden case of a folder: pytest tests/golden [--golden DIR]. A case without a checker fails."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 import cases
 import check_milnce
+import pytest
 
 CHECKERS = {"milnce": check_milnce.CHECKERS}
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -13,6 +12,10 @@ from vlm_jax.data.pipeline import EvaluationPipeline, Split, TrainPipeline
 from vlm_jax.data.records import check_protocol
 from vlm_jax.text import captions, word_list
 from vlm_jax.types import DataShard
+
+# As bytes: TFDS would store float64 as float32, and nearly equal times decide which captions are candidates.
+SECOND = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
+SECONDS = tfds.features.Tensor(shape=(None,), dtype=np.float64, encoding="bytes")
 
 TRAINING_FEATURES = tfds.features.FeaturesDict(
     {
@@ -27,8 +30,8 @@ TRAINING_FEATURES = tfds.features.FeaturesDict(
         # Captions whose clips may begin here and their neighbours; number of the first one, and of all of the video.
         "caption_first": np.int32,
         "caption_total": np.int32,
-        "caption_start": tfds.features.Sequence(np.float64),
-        "caption_end": tfds.features.Sequence(np.float64),
+        "caption_start": SECONDS,
+        "caption_end": SECONDS,
         "caption_text": tfds.features.Sequence(tfds.features.Text()),
     }
 )
@@ -38,9 +41,9 @@ RETRIEVAL_FEATURES = tfds.features.FeaturesDict(
     {
         "video_id": tfds.features.Text(),
         "text": tfds.features.Text(),
-        "start": np.float64,
-        "end": np.float64,
-        "clip_starts": tfds.features.Sequence(np.float64),
+        "start": SECOND,
+        "end": SECOND,
+        "clip_starts": SECONDS,
         "frames": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="png")),
     }
 )
@@ -141,16 +144,12 @@ def train_pipeline(
       DataError: where the records were prepared for other clips.
     """
     split = Split(directory, "train")
-    check_protocol(
-        Path(directory),
-        split.protocol,
-        {"kind": "milnce_training", "fps": clips.fps, "min_time": clips.min_time, "clip_seconds": clips.seconds},
-    )
-    limits = {"num_candidates": (split.protocol["max_candidates"], clips.num_candidates)}
-    limits["size"] = (split.protocol["smallest_side"], clips.size)
-    for key, (most, wanted) in limits.items():
-        if wanted > most:
-            check_protocol(Path(directory), {f"largest {key}": most}, {f"largest {key}": wanted})
+    wanted = {"kind": "milnce_training", "fps": clips.fps, "min_time": clips.min_time, "clip_seconds": clips.seconds}
+    check_protocol(directory, split.protocol, wanted)
+    limits = [("max_candidates", clips.num_candidates), ("smallest_side", clips.size if clips.crop_only else 0)]
+    for key, value in limits:
+        if value > split.protocol[key]:
+            check_protocol(directory, split.protocol, {key: value})
     names = (
         "start",
         "seek_first",
@@ -210,7 +209,7 @@ def retrieval_pipeline(
     """
     split = Split(directory, split_name)
     wanted = {"kind": "milnce_retrieval", "windows": windows, "num_frames": num_frames, "fps": fps, "size": size}
-    check_protocol(Path(directory), split.protocol, wanted)
+    check_protocol(directory, split.protocol, wanted)
 
     def encode(text: bytes) -> np.ndarray:
         return word_list.encode(text.decode(), vocabulary, max_words)

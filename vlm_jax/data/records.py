@@ -14,7 +14,9 @@ import dataclasses
 import io
 import json
 import logging
-from collections.abc import Iterable, Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,21 +88,19 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Itera
     The index comes last: where it lies, the shard is whole.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
     rows, skipped, offset = [], [], 0
-    with tf.io.TFRecordWriter(str(partial)) as writer:
+    with _replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
         for record in records:
             if isinstance(record, Skip):
                 skipped.append(record)
                 continue
-            serialised = features.serialize_example(features.encode_example(record.example))
+            serialised = features.serialize_example(record.example)
             # TFDS leaves the order of the fields to chance; a shard must come out the same every time.
             serialised = tf.train.Example.FromString(serialised).SerializeToString(deterministic=True)
             writer.write(serialised)
             rows.append((offset, record.group, record.weight))
             # A TFRecord frames its payload with a length, and a checksum on each side: 16 bytes.
             offset += len(serialised) + 16
-    partial.replace(path)
     write_atomically(skipped_path(path), _csv(skipped))
     buffer = io.BytesIO()
     np.save(buffer, np.array(rows, INDEX))
@@ -109,15 +109,30 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Itera
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file under a temporary name and renames it."""
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with _replacing(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes `path` once all is written; its own for every writer, so that two do no harm."""
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_skipped(records: Path) -> list[Skip]:
     """The items that a finished shard left out."""
-    rows = csv.reader(io.StringIO(skipped_path(records).read_text()))
+    rows = csv.reader(io.StringIO(skipped_path(records).read_text(encoding="utf-8")))
     return [Skip(*row) for row in rows][1:]
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes readable JSON, keys in alphabetical order."""
+    write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _csv(skipped: Iterable[Skip]) -> bytes:
@@ -159,7 +174,8 @@ def finalize(
       Numbers of `records`, `groups` and `bytes`, and `skipped`, how many items for each reason.
 
     Raises:
-      DataError: listing shards that are missing, or where the split holds no record.
+      DataError: listing shards that are missing, where the split holds no record, or where the folder belongs to
+        another data set.
     """
     paths = [shard_path(directory, name, split, index, count) for index in range(count)]
     missing = [path.name for path in paths if not (path.exists() and index_path(path).exists())]
@@ -177,7 +193,11 @@ def finalize(
     template = tfds.core.ShardedFileTemplate(
         data_dir=str(directory), dataset_name=name, split=split, filetype_suffix="tfrecord"
     )
-    known = read_protocol(directory) if (directory / PROTOCOL).exists() else {"splits": {}}
+    new = {"name": name, "protocol": dict(protocol)}
+    known = read_protocol(directory) if (directory / PROTOCOL).exists() else {**new, "splits": {}}
+    for key, value in new.items():
+        if known[key] != value:
+            raise DataError(f"{directory / PROTOCOL}: its {key} is {known[key]}, expected {value}")
     splits = {**known["splits"], split: {"shards": count, "records": records, "groups": groups, "bytes": size}}
     tfds.folder_dataset.write_metadata(
         data_dir=str(directory),
@@ -192,27 +212,31 @@ def finalize(
             for key, value in splits.items()
         ],
     )
-    content = {"name": name, "protocol": dict(protocol), "splits": splits}
-    write_atomically(directory / PROTOCOL, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    write_json(directory / PROTOCOL, {**new, "splits": splits})
+    for left in directory.glob(f"{name}-{split}.*.tmp"):
+        left.unlink(missing_ok=True)
     reasons = collections.Counter(skip.reason for skip in skipped)
     return {"records": sum(records), "groups": sum(groups), "bytes": size, "skipped": dict(reasons)}
 
 
-def read_protocol(directory: Path) -> dict[str, Any]:
+def read_protocol(directory: str | Path) -> dict[str, Any]:
     """What `finalize` wrote: `name`, `protocol` and `splits`.
 
     Raises:
-      DataError: where there is none.
+      DataError: where there is none, or it is damaged.
     """
     path = Path(directory) / PROTOCOL
     if not str(directory) or not path.is_file():
         raise DataError(
             f"data {str(directory) or '(empty path)'}: no {PROTOCOL} there; expected a folder made by data_prep"
         )
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); run the preparation again with --finalize") from None
 
 
-def check_protocol(directory: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_protocol(directory: str | Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Checks that records were made the way a config reads them.
 
     Raises:
@@ -234,17 +258,13 @@ def read_record(path: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
     return dataset.take(1).get_single_element()
 
 
-def find_damage(paths: Iterable[Path]) -> str:
-    """Names the first damaged file among shards, for an error message."""
-    for path in paths:
-        count = 0
+def find_damage(places: Iterable[tuple[str, int]]) -> str | None:
+    """Says which of some records, each a path and an offset, is the first that cannot be read; None if all can."""
+    for path, offset in places:
         try:
-            for _ in tf.data.TFRecordDataset(str(path)):
-                count += 1
+            read_record(tf.constant(path), tf.constant(offset, tf.int64))
+        except tf.errors.NotFoundError:
+            return f"{path}: no such file"
         except tf.errors.OpError:
-            return f"{path}: record {count} is damaged; delete the shard and run the preparation again"
-        if count != len(read_index(path)):
-            return (
-                f"{path}: {count} records, {len(read_index(path))} in its index; delete the shard and prepare it again"
-            )
-    return "a record could not be read"
+            return f"{path}: no undamaged record at byte {offset}; delete the shard and run the preparation again"
+    return None

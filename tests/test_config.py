@@ -1,0 +1,71 @@
+"""Configs: loading, overriding, mistakes."""
+
+import json
+
+import pytest
+
+from vlm_jax import config as configs
+from vlm_jax.config import ConfigError
+
+HOWTO = "configs/milnce_howto100m.py"
+
+
+@pytest.mark.parametrize(
+    ("variant", "epochs", "batch", "groups", "frames", "size"),
+    [("", 300, 1024, 16, 16, 224), (":short", 150, 512, 8, 16, 224), (":paper", 300, 1024, 1, 32, 200)],
+)
+def test_published_recipes(root, monkeypatch, variant, epochs, batch, groups, frames, size):
+    monkeypatch.chdir(root)
+    config = configs.load(HOWTO + variant)
+    assert (config.epochs, config.batch_size, config.batch_groups) == (epochs, batch, groups)
+    assert (config.clips.num_frames, config.clips.size, config.clips.num_candidates) == (frames, size, 4)
+    assert (config.optimizer.name, config.schedule.learning_rate, config.schedule.warmup_steps) == ("adam", 1e-3, 10000)
+    assert config.clips.num_frames / config.clips.fps == 3.2
+
+
+def test_overrides(root, monkeypatch):
+    monkeypatch.chdir(root)
+    words = ["--config.batch_size=64", "--config.schedule.learning_rate=1", "--config.data.made=true"]
+    words += ["--config.text.vocabulary=5.npy", "--config.evaluate.names=('youcook2',)"]
+    config = configs.load(HOWTO, words)
+    assert (config.batch_size, config.schedule.learning_rate, config.data.made) == (64, 1.0, True)
+    assert config.text.vocabulary == "5.npy"
+    assert list(config.evaluate.names) == ["youcook2"]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--config.bath_size=1", "no key 'bath_size'; did you mean 'batch_size'"),
+        ("--config.data.strems=1", "no key 'strems'; did you mean 'streams'"),
+        ("--config.dta.streams=1", "no key 'dta'; did you mean 'data'"),
+        ("--config.batch_size=1.5", "expected int, found '1.5'"),
+        ("--config.batch_size.x=1", "no key 'x'"),
+        ("--config.data=1", "names a section"),
+        ("--config.batch_size", "expected --config.key=value"),
+        ("--config.batch_size=0", "config.batch_size: expected at least 1, found 0"),
+        ("--config.batch_groups=3", "3 does not divide config.batch_size = 1024"),
+        ("--config.data.streams=3", "config.data.streams: 3 does not divide"),
+        ("--config.steps=5", "give either steps or epochs"),
+        ("--config.task=milne", "config.task: 'milne' is not one of milnce"),
+    ],
+)
+def test_mistakes_are_named(root, monkeypatch, word, message):
+    monkeypatch.chdir(root)
+    with pytest.raises(ConfigError) as said:
+        configs.load(HOWTO, [word])
+    assert message in str(said.value)
+    assert "\n" not in str(said.value)
+
+
+def test_what_is_written_is_read(root, monkeypatch, tmp_path):
+    monkeypatch.chdir(root)
+    config = configs.load(HOWTO)
+    configs.write(config, tmp_path / "config.json")
+    assert configs.read(tmp_path / "config.json").to_dict() == json.loads(json.dumps(config.to_dict()))
+    assert configs.find(tmp_path / "checkpoints" / "00000003").batch_size == 1024
+    with pytest.raises(ConfigError, match=r"no config\.json in its folder or above"):
+        configs.find(tmp_path / "a" / "b" / "c" / "d" / "e")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="not a JSON config"):
+        configs.read(tmp_path / "config.json")
