@@ -114,7 +114,7 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> Non
             )
     figure.subplots_adjust(left=0.01, right=0.99, top=0.92, bottom=0.01, hspace=0.75, wspace=0.03)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=110)
+    figure.savefig(output, dpi=80)
     print(f"{output}: {len(chosen)} of {len(queries)} queries")
 
 

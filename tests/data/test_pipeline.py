@@ -105,6 +105,13 @@ def test_the_order_depends_on_seed_and_epoch(split):
     assert orders[4] == order(1, 1)
 
 
+def test_the_order_within_blocks_depends_on_the_epoch(tmp_path):
+    made = pipeline(make_split(tmp_path, [24]), block=6)
+    orders = [[row[1] for row in planned(made, 3, 3 * epoch)] for epoch in range(2)]
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+
+
 def test_augmentation_seeds_differ_by_example_and_epoch(split):
     made = pipeline(split)
     seeds = [row[2] for row in planned(made, 12)]

@@ -142,6 +142,10 @@ def test_three_steps_kill_and_three_more_are_six(root, prepared, trained, tmp_pa
     assert ours.keys() == whole.keys()
     for name in whole:
         np.testing.assert_array_equal(ours[name], whole[name], err_msg=name)
+    tables = [name for name in whole if "word_embd" in name]
+    assert len(tables) == 1, "the frozen table has no optimiser state"
+    before = arrays(trained / "checkpoints" / "00000003")
+    np.testing.assert_array_equal(before[tables[0]], whole[tables[0]])
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
         (line["step"], line["loss"]) for line in lines(trained)
     ]

@@ -1,5 +1,6 @@
 """The training loop of every system."""
 
+import contextlib
 import queue
 import signal
 import threading
@@ -90,8 +91,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
     try:
         if step == 0 and config.evaluate.at_start:
             run_evaluators(0)
-        with Progress("training", total, enabled=first, start=start) as progress:
-            batches = _prefetch(pipeline, mesh)
+        progress = Progress("training", total, enabled=first, start=start)
+        with progress, contextlib.closing(_prefetch(pipeline, mesh)) as batches:
             while step < total:
                 waiting = time.monotonic()
                 batch = next(batches)
@@ -187,22 +188,37 @@ class _StopSignal:
 
 
 def _prefetch(pipeline: Pipeline, mesh: Mesh, ahead: int = 2) -> Iterator[PyTree]:
-    """Reads and places batches in a thread, a few ahead of the step."""
+    """Reads and places batches in a thread, a few ahead of the step, until it is closed."""
     ready: queue.Queue = queue.Queue(maxsize=ahead)
+    closed = threading.Event()
+
+    def offer(item: PyTree) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
 
     def read() -> None:
         try:
             for batch in pipeline:
-                ready.put(sharding.shard_batch(mesh, batch))
+                offer(sharding.shard_batch(mesh, batch))
+                if closed.is_set():
+                    return
         except Exception as error:
-            ready.put(error)
+            offer(error)
 
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        batch = ready.get()
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        while True:
+            batch = ready.get()
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        closed.set()
+        reader.join()
 
 
 def _with_variables(state: TrainState, variables: Variables, setup: Setup) -> TrainState:
