@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -336,6 +338,41 @@ def test_other_errors_are_not_taken_for_damage(small):
     made = TrainPipeline(small, DataShard(0, 1, 4), broken, streams=1, block=4)
     with pytest.raises(tf.errors.OpError, match="ZeroDivisionError"):
         next(iter(made))
+
+
+LEAVE_OPEN = """
+import sys, time
+import numpy as np
+import tensorflow as tf
+from vlm_jax.data.pipeline import EvaluationPipeline, Split
+from vlm_jax.types import DataShard
+
+def slow(seed):
+    time.sleep(0.03)
+    return np.float32(0)
+
+def decode(serialised, seed):
+    return {"noise": tf.ensure_shape(tf.numpy_function(slow, [seed], tf.float32), [])}
+
+split = Split(sys.argv[1], "train")
+try:
+    list(EvaluationPipeline(split, DataShard(0, 1, 4), decode, workers=6))
+except ValueError as error:
+    kept = error
+opened = iter(EvaluationPipeline(split, DataShard(0, 1, 1), decode, workers=2))
+next(opened)
+print("the end", kept)
+"""
+
+
+def test_a_script_can_end_with_open_pipelines(small, root):
+    """What reads ahead calls Python; where that has ended, both would wait for ever."""
+    corrupt(small.paths[1], int(small.index(1)["offset"][2]) + 14)
+    command = [sys.executable, "-c", LEAVE_OPEN, str(small.directory)]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=25)
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"the end {small.paths[1]}: no undamaged record at byte")
+    assert "Exception" not in done.stderr
 
 
 def test_a_split_that_is_not_there(small, tmp_path):

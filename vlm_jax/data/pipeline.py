@@ -6,8 +6,12 @@ number of processes: each owns consecutive streams. Within a stream, disjoint bl
 A place in all this is one integer, the examples consumed.
 """
 
+import atexit
 import functools
+import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +269,17 @@ class EvaluationPipeline:
             yield batch
 
 
+_open: weakref.WeakSet[Iterator[dict[str, np.ndarray]]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # TensorFlow's threads call Python: a reader that outlives the interpreter never ends, and nor does the interpreter.
+    for batches in list(_open):
+        with suppress(ValueError):  # another thread is in it
+            batches.close()
+
+
 def _batches(
     dataset: tf.data.Dataset, places: Callable[[], Iterable[tuple[str, int]]]
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -274,6 +289,12 @@ def _batches(
       dataset: In the order of the records.
       places: Path and offset of the records of the batch that comes next.
     """
+    batches = _read(dataset, places)
+    _open.add(batches)
+    return batches
+
+
+def _read(dataset: tf.data.Dataset, places: Callable[[], Iterable[tuple[str, int]]]) -> Iterator[dict[str, np.ndarray]]:
     iterator = dataset.as_numpy_iterator()
     while True:
         failure = None
@@ -282,6 +303,9 @@ def _batches(
         except tf.errors.OpError as error:
             failure = error
         if failure is not None:
+            # The error would keep the iterator, and its threads, as long as somebody keeps the error.
+            traceback.clear_frames(failure.__traceback__)
+            del iterator
             problem = records.find_damage(places())
             raise records.DataError(problem) if problem else failure
         if batch is None:

@@ -1,5 +1,6 @@
 """What a run needs before its first step: shapes and places of the state, and the compiled step."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -80,4 +81,10 @@ def abstract_batch(task: Task, mesh: Mesh) -> PyTree:
 def compile_step(setup: Setup, batch: PyTree) -> Compiled:
     """Compiles the training step for a batch's shapes; the state is donated."""
     step = jax.jit(setup.step, donate_argnums=0, out_shardings=(setup.places, None))
-    return step.lower(setup.abstract, batch).compile()
+    lowered = step.lower(setup.abstract, batch)
+    if jax.default_backend() == "cpu":
+        # The library that XLA prefers for convolutions on a CPU runs them on one thread; without it they take all.
+        # The option is an experimental one: where it is gone, so is the reason to set it.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            return lowered.compile({"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"})
+    return lowered.compile()
