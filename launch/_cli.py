@@ -1,9 +1,13 @@
 """What the commands share: arguments, and errors for people."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+# Where some library loads TensorFlow before ours does: no notices of its own.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 from ml_collections import ConfigDict

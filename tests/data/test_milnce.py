@@ -9,11 +9,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_prep import milnce as preparation
-from vlm_jax.data import images, milnce, records
+from vlm_jax.data import milnce, records
 from vlm_jax.data.milnce import RETRIEVAL_FEATURES, TRAINING_FEATURES, Clips
 from vlm_jax.data.pipeline import Split
 from vlm_jax.data.records import DataError
-from vlm_jax.text import captions, word_list
+from vlm_jax.text import captions
 from vlm_jax.types import DataShard
 from vlm_jax.video import decode
 from vlm_jax.video.write import write_video
@@ -374,131 +374,7 @@ def test_scaled_clips_may_be_larger_than_the_frames(segments):
     assert next(iter(train(segments, clips)))["video"].shape == (1, 8, 70, 70, 3)
 
 
-def crop(frames, u, w, size, crop_only=True, num_frames=None):
-    jpegs = [images.encode_jpeg(frame, 95) for frame in frames]
-    height, width = frames[0].shape[:2]
-    made = images.decode_clip(
-        tf.constant(jpegs),
-        tf.constant(height),
-        tf.constant(width),
-        tf.constant(u, tf.float64),
-        tf.constant(w, tf.float64),
-        num_frames=num_frames or len(frames),
-        size=size,
-        crop_only=crop_only,
-    )
-    return made.numpy(), np.stack([tf.io.decode_jpeg(jpeg, dct_method="INTEGER_ACCURATE").numpy() for jpeg in jpegs])
-
-
-@pytest.mark.parametrize(
-    ("height", "width", "u", "w", "left", "top"),
-    [
-        (40, 60, 0.0, 0.0, 0, 0),
-        (40, 60, 0.5, 0.5, 14, 4),
-        (40, 60, 0.99, 0.99, 28, 8),
-        (35, 39, 0.5, 0.5, 4, 2),  # 3.5 and 1.5: halves go to the even number
-        (37, 33, 0.5, 0.5, 0, 2),  # 0.5 and 2.5
-        (32, 32, 0.7, 0.2, 0, 0),
-    ],
-)
-def test_crops(clips_folder, height, width, u, w, left, top):
-    frames = decode.read_clip(
-        clips_folder / "bunny.mp4", start=12, num_frames=2, fps=5, filters=f"crop={width}:{height}:50:30:exact=1"
-    )
-    made, decoded = crop(frames, u, w, 32, num_frames=3)
-    window = decoded[:, top : top + 32, left : left + 32]
-    # At its edges the decoder has no neighbours to smooth colours with.
-    np.testing.assert_array_equal(made[:2, 1:-1, 1:-1], window[:, 1:-1, 1:-1])
-    assert not made[2].any()
-
-
-def test_square_crops_are_scaled_like_the_decoder_does(clips_folder):
-    path = clips_folder / "bunny.mp4"
-    read = {"start": 12, "num_frames": 2, "fps": 5}
-    made, _ = crop(decode.read_clip(path, **read), 0.25, 0.0, 64, crop_only=False)
-    expected = decode.read_clip(path, **read, filters=decode.square_crop(64, 0.25, 0.0))
-    assert np.abs(made.astype(int) - expected).mean() < 2
-    shifted = decode.read_clip(path, **read, filters=decode.square_crop(64, 0.3, 0.0))
-    assert np.abs(made.astype(int) - shifted).mean() > 4
-
-
-@pytest.fixture(scope="module")
-def queries(clips_folder, tmp_path_factory):
-    """A retrieval set of five items in two shards."""
-    folder = tmp_path_factory.mktemp("queries")
-    rows = [
-        ["video_path", "start", "end", "text"],
-        ["bunny.mp4", 11.8, 15.7, "a stream runs"],
-        ["chaplin.mp4", 9.08, 30, "ends after the video"],
-        ["bunny.mp4", 2, 2.5, "naïve"],
-        ["missing.mp4", 1, 2, "is skipped"],
-        ["nasa_webb.mp4", 0, 13, ""],
-    ]
-    with open(folder / "list.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
-    sizes = "--num_shards 2 --windows 2 --num_frames 4 --fps 5 --size 32"
-    inputs = ["--csv", folder / "list.csv", "--videos", clips_folder, "--output", folder / "made"]
-    preparation.main(["segments", *map(str, inputs), *sizes.split()])
-    return folder / "made"
-
-
-QUERY_VOCABULARY = {"stream": 1, "a": 2, "naïve": 3, "nan": 4, "the": 5, "video": 6}
-PROTOCOL = {"windows": 2, "num_frames": 4, "fps": 5, "size": 32}
-
-
-def retrieval(directory, batch_size, index=0, count=1, split="test", **changes):
-    shard = DataShard(index, count, batch_size)
-    return milnce.retrieval_pipeline(
-        directory, split, **{**PROTOCOL, **changes}, max_words=5, vocabulary=QUERY_VOCABULARY, shard=shard
-    )
-
-
-def test_retrieval_items_are_the_decoders_own_clips(queries, clips_folder):
-    (batch,) = retrieval(queries, 4)
-    items = milnce.retrieval_items(queries, "test")
-    assert [item["video_id"] for item in items] == ["bunny.mp4", "chaplin.mp4", "bunny.mp4", "nasa_webb.mp4"]
-    assert [item["text"] for item in items] == ["a stream runs", "ends after the video", "naïve", "nan"]
-    assert [(item["start"], item["end"]) for item in items] == [(11.8, 15.7), (9.08, 30.0), (2.0, 2.5), (0.0, 13.0)]
-    # The last window ends 0.4 s before the end; what is too short begins at its start.
-    assert items[0]["clip_starts"] == [11.8, 15.7 - 0.8 - 0.4]
-    assert items[2]["clip_starts"] == [2.0, 2.0]
-    assert batch["video"].shape == (4, 2, 4, 32, 32, 3)
-    for item, video in zip(items, batch["video"], strict=True):
-        read = decode.read_clips(clips_folder / item["video_id"], item["clip_starts"], 4, 5, decode.square_crop(32))
-        np.testing.assert_array_equal(video, read)
-    assert not batch["video"][1, 1].any()  # begins after the video's end
-    assert batch["text"].tolist() == [[2, 1, 0, 0, 0], [5, 6, 0, 0, 0], [3, 0, 0, 0, 0], [4, 0, 0, 0, 0]]
-    assert batch["text"].dtype == np.int32
-    assert batch["text"][0].tolist() == word_list.encode(items[0]["text"], QUERY_VOCABULARY, 5).tolist()
-
-
-def test_retrieval_over_processes(queries):
-    (whole,) = retrieval(queries, 4)
-    parts = [list(retrieval(queries, 6, index, 3)) for index in range(3)]
-    assert [len(part) for part in parts] == [1, 1, 1]
-    assert [part[0]["mask"].tolist() for part in parts] == [[1, 1], [1, 1], [0, 0]]
-    for name in ("video", "text", "index"):
-        np.testing.assert_array_equal(np.concatenate([part[0][name] for part in parts[:2]]), whole[name])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"windows": 4}, "prepared with windows = 2, the config asks for 4"),
-        ({"num_frames": 8}, "prepared with num_frames = 4, the config asks for 8"),
-        ({"fps": 10}, "prepared with fps = 5"),
-        ({"size": 64}, "prepared with size = 32"),
-        ({"split": "validation"}, "no split 'validation'; it has test"),
-    ],
-)
-def test_retrieval_protocols_that_do_not_fit(queries, changes, message):
-    with pytest.raises(DataError, match=message) as caught:
-        retrieval(queries, 2, **changes)
-    assert "\n" not in str(caught.value)
-
-
-def test_kinds_are_not_mixed_up(queries, segments):
+def test_records_of_another_kind(segments):
+    protocol = {"windows": 2, "num_frames": 4, "fps": 5, "size": 32, "max_words": 5}
     with pytest.raises(DataError, match="kind = 'milnce_training', the config asks for 'milnce_retrieval'"):
-        retrieval(segments, 2, split="train")
-    with pytest.raises(DataError, match="no split 'train'"):
-        train(queries)
+        milnce.retrieval_pipeline(segments, "train", **protocol, vocabulary={}, shard=DataShard())

@@ -344,7 +344,7 @@ LEAVE_OPEN = """
 import sys, time
 import numpy as np
 import tensorflow as tf
-from vlm_jax.data.pipeline import EvaluationPipeline, Split
+from vlm_jax.data.pipeline import EvaluationPipeline, Split, TrainPipeline
 from vlm_jax.types import DataShard
 
 def slow(seed):
@@ -356,7 +356,7 @@ def decode(serialised, seed):
 
 split = Split(sys.argv[1], "train")
 try:
-    list(EvaluationPipeline(split, DataShard(0, 1, 4), decode, workers=6))
+    list(TrainPipeline(split, DataShard(0, 1, 4), decode, streams=1, block=4, workers=6))
 except ValueError as error:
     kept = error
 opened = iter(EvaluationPipeline(split, DataShard(0, 1, 1), decode, workers=2))
@@ -369,7 +369,7 @@ def test_a_script_can_end_with_open_pipelines(small, root):
     """What reads ahead calls Python; where that has ended, both would wait for ever."""
     corrupt(small.paths[1], int(small.index(1)["offset"][2]) + 14)
     command = [sys.executable, "-c", LEAVE_OPEN, str(small.directory)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=25)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert done.stdout.startswith(f"the end {small.paths[1]}: no undamaged record at byte")
     assert "Exception" not in done.stderr

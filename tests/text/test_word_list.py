@@ -78,3 +78,9 @@ def test_build_orders_by_frequency_then_alphabet(tmp_path):
     assert word_list.build(["b a b", "c a b d"], 2).tolist() == ["b", "a"]
     np.save(tmp_path / "words.npy", built)
     assert word_list.load(tmp_path / "words.npy", 6)["nan"] == 5
+
+
+def test_an_empty_file_is_one_line(tmp_path):
+    (tmp_path / "empty.npy").touch()
+    with pytest.raises(word_list.VocabularyError, match=r"empty\.npy: not a \.npy array of strings"):
+        word_list.load(tmp_path / "empty.npy", 3)

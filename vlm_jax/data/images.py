@@ -56,6 +56,10 @@ def decode_clip(
         return frame
 
     black = tf.zeros([num_frames - tf.shape(images)[0], size, size, 3], tf.uint8)
-    video = tf.map_fn(decode, images, fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8))
-    video = tf.cond(tf.size(images) > 0, lambda: tf.concat([video, black], 0), lambda: black)
+
+    def shown() -> tf.Tensor:
+        frames = tf.map_fn(decode, images, fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8))
+        return tf.concat([frames, black], 0)
+
+    video = tf.cond(tf.size(images) > 0, shown, lambda: black)
     return tf.ensure_shape(video, [num_frames, size, size, 3])

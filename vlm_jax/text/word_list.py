@@ -49,7 +49,7 @@ def load(path: str | Path, rows: int) -> dict[str, int]:
         entries = np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise VocabularyError(f"vocabulary {path or '(no path)'}: no such file (config.text.vocabulary)") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, EOFError) as error:
         raise VocabularyError(f"vocabulary {path}: not a .npy array of strings ({error})") from None
     if entries.ndim != 1 or entries.dtype.kind not in "US":
         raise VocabularyError(
