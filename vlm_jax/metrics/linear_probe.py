@@ -50,7 +50,7 @@ def linear_probe(
     classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
     windows = features.shape[1]
     samples = features[train].reshape(-1, features.shape[-1])
-    classifier = LinearSVC(C=penalty, dual=False, tol=1e-6, max_iter=10000)
+    classifier = LinearSVC(C=penalty, dual=False, tol=1e-8, max_iter=10000)
     classifier.fit(samples, np.repeat(numbers[train], windows))
     scores = classifier.decision_function(features[test].reshape(-1, features.shape[-1]))
     if scores.ndim == 1:

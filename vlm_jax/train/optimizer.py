@@ -44,7 +44,7 @@ def make_optimizer(config: ConfigDict, schedule: Schedule, params: Params) -> op
 
 def clip_by_norm(gradients: PyTree, limit: float) -> tuple[PyTree, jax.Array]:
     """Scales gradients by `min(1, limit / (norm + 1e-6))` (torch's rule), and returns their norm before."""
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     scale = jnp.minimum(1.0, limit / (norm + 1e-6))
     return jax.tree.map(lambda gradient: gradient * scale.astype(gradient.dtype), gradients), norm
 
