@@ -33,9 +33,9 @@ def convolve(
       kernel: `[kt, kh, kw, C_in, C_out]`.
       strides: Along T, H, W.
       padding: Zeros before and after, along T, H, W.
-      form: `direct` is one 3-D convolution. `factorised` never calls one: kernels without extent in space become matrix
-        products over shifted views, all others a 2-D convolution of single frames whose channels hold the time taps.
-        The sums are the same up to their order.
+      form: `direct` is one 3-D convolution. `factorised` never calls one: kernels without extent in space become
+        matrix products whose results are moved in time, all others a 2-D convolution of single frames whose channels
+        hold the time taps. The sums are the same up to their order.
 
     Returns:
       `[B, T', H', W', C_out]` in the promoted type of `x` and `kernel`.
@@ -49,7 +49,7 @@ def convolve(
         raise ValueError(f"convolution form {form!r} is not one of {DIRECT!r}, {FACTORISED!r}")
     time, height, width, channels, features = kernel.shape
     if strides == (1, 1, 1) and (height, width) == (1, 1):
-        return sum(_product(tap, kernel[i, 0, 0]) for i, tap in enumerate(_shifts(x, 1, time, 1, padding[0])))
+        return sum(_moved(_product(x, kernel[i, 0, 0]), i, time, padding[0]) for i in range(time))
     taps = jnp.concatenate(_shifts(x, 1, time, strides[0], padding[0]), -1)
     batch, frames = taps.shape[:2]
     planes = lax.conv_general_dilated(
@@ -65,6 +65,16 @@ def convolve(
 def _product(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """`x @ matrix` over rows: with more than one axis to sum over, the weights' gradient would copy its operand."""
     return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
+
+
+def _moved(x: jax.Array, tap: int, size: int, padding: tuple[int, int]) -> jax.Array:
+    """What a tap of a window of that size adds to every output frame: `x` moved in time, zeros where it is over."""
+    before, after = padding[0] - tap, padding[1] - size + 1 + tap
+    if before == after == 0:
+        return x
+    edges = [(0, 0, 0)] * x.ndim
+    edges[1] = (before, after, 0)
+    return lax.pad(x, jnp.zeros((), x.dtype), edges)
 
 
 def _shifts(x: jax.Array, axis: int, size: int, stride: int, padding: tuple[int, int]) -> list[jax.Array]:

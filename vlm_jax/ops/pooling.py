@@ -32,7 +32,8 @@ def max_pool(
         views = [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
         x = views[0]
         for view in views[1:]:
-            x = jnp.maximum(x, view)
+            # Not `maximum`, whose gradient divides between equals: the first of them takes it, as in torch.
+            x = jnp.where(view > x, view, x)
     return x
 
 

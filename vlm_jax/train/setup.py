@@ -18,6 +18,13 @@ from vlm_jax.train.state import TrainState, create_state
 from vlm_jax.train.step import TrainStep, make_train_step
 from vlm_jax.types import PyTree
 
+CPU_OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": ",".join(
+        ("LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", "LIBRARY_FUSION_TYPE_REDUCE"),
+    )
+}
+"""The library that XLA prefers on a CPU runs convolutions on one thread; kept from those, all threads take part."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -83,8 +90,7 @@ def compile_step(setup: Setup, batch: PyTree) -> Compiled:
     step = jax.jit(setup.step, donate_argnums=0, out_shardings=(setup.places, None))
     lowered = step.lower(setup.abstract, batch)
     if jax.default_backend() == "cpu":
-        # The library that XLA prefers for convolutions on a CPU runs them on one thread; without it they take all.
-        # The option is an experimental one: where it is gone, so is the reason to set it.
+        # Where the experimental option is gone, so is the reason to set it.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            return lowered.compile({"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"})
+            return lowered.compile(CPU_OPTIONS)
     return lowered.compile()
