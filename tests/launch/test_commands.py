@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -166,16 +167,29 @@ def test_one_process_resumes_as_two(root, prepared, trained, killed, tmp_path):
     cluster = {"VLM_COORDINATOR": f"127.0.0.1:{port}", "VLM_NUM_PROCESSES": "2"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "launch/train.py", *prepared, "--workdir", str(tmp_path)],
+            [
+                sys.executable,
+                "launch/train.py",
+                *prepared,
+                "--config.evaluate.names=('clips',)",
+                "--workdir",
+                str(tmp_path),
+            ],
             cwd=root,
             env=environment(root, **cluster, VLM_PROCESS_ID=str(number)),
         )
         for number in range(2)
     ]
     assert [process.wait(300) for process in processes] == [0, 0]
-    ours, whole = ([line["loss"] for line in lines(folder)] for folder in (tmp_path, trained))
+    ours, whole = ([line["loss"] for line in lines(folder) if "loss" in line] for folder in (tmp_path, trained))
     assert ours[:3] == whole[:3]
     np.testing.assert_allclose(ours, whole, rtol=1e-3)
+    evaluated = lines(tmp_path)[-1]
+    assert evaluated["clips/queries"] == 21, "21 items over batches of 8 on two processes: none lost, none twice"
+    alone = ["--workdir", str(tmp_path), "--evaluator", "clips"]
+    command(root, "launch/evaluate.py", *prepared, *alone)
+    metrics = json.loads((tmp_path / "results" / "clips.json").read_text())["metrics"]
+    assert {name: evaluated[f"clips/{name}"] for name in metrics} == pytest.approx(metrics, abs=1e-6)
 
 
 def test_evaluation_from_the_restored_checkpoint(root, prepared, trained):
@@ -391,3 +405,16 @@ def test_word2vec_of_another_size(root, tmp_path, monkeypatch, capsys):
             root, monkeypatch, *words, "--config.mesh.data=4", f"--config.text.word2vec={tmp_path / 'word2vec.pth'}"
         )
     assert "holds an array (7, 300), expected one tensor (100, 300)" in capsys.readouterr().err
+
+
+def test_the_readme_s_python_runs(root, trained, monkeypatch, capsys):
+    """Word for word, but for the run that it loads; and every file that its commands name is there."""
+    text = (root / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    monkeypatch.chdir(root)
+    exec(compile(code.replace("runs/quickstart", str(trained)), "README.md", "exec"), {})
+    assert re.match(r"a (bird|racing car|stream) .*\[", capsys.readouterr().out)
+    commands = re.findall(r"(?:python|bash|--config) ((?:launch|tests|configs|data_prep)/[\w./]+)", text)
+    assert len(commands) > 8
+    for path in commands:
+        assert "NAME" in path or (root / path).is_file(), path
