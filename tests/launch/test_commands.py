@@ -158,6 +158,7 @@ def test_three_steps_kill_and_three_more_are_six(root, prepared, trained, killed
     ]
 
 
+@pytest.mark.slow
 def test_one_process_resumes_as_two(root, prepared, trained, killed, tmp_path):
     """The same examples in the same order: the losses are those of one process but for rounding."""
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
@@ -238,6 +239,7 @@ def test_every_config_has_a_smoke_run(root, config, tmp_path):
     assert len(list((tmp_path / "checkpoints").iterdir())) >= 2
 
 
+@pytest.mark.slow
 def test_sigterm_says_what_it_saved(root, tmp_path):
     arguments = ["--config", "configs/milnce_howto100m.py:smoke", "--config.steps=100000", "--workdir", str(tmp_path)]
     process = subprocess.Popen(

@@ -91,7 +91,7 @@ def worst(ours, reference):
     return max(errors.items(), key=lambda item: item[1])
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_devices_agree_in_float64(groups):
     with jax.enable_x64(True):
         for number, variables in states(np.float64).items():
@@ -101,6 +101,7 @@ def test_devices_agree_in_float64(groups):
                 assert error < 1e-6, f"{count} devices, state {number}: {name} differs by {error:.1e}"
 
 
+@pytest.mark.slow
 def test_losses_agree_in_float32():
     for number, variables in states(np.float32).items():
         reference = outcome(2, mesh_of(1), variables, number)["loss"]
