@@ -9,8 +9,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_prep import milnce as preparation
-from vlm_jax.data import milnce, records
-from vlm_jax.data.milnce import RETRIEVAL_FEATURES, TRAINING_FEATURES, Clips
+from vlm_jax.data import milnce, milnce_evaluation, records
+from vlm_jax.data.milnce import TRAINING_FEATURES, Clips
+from vlm_jax.data.milnce_evaluation import RETRIEVAL_FEATURES
 from vlm_jax.data.pipeline import Split
 from vlm_jax.data.records import DataError
 from vlm_jax.text import captions
@@ -377,4 +378,4 @@ def test_scaled_clips_may_be_larger_than_the_frames(segments):
 def test_records_of_another_kind(segments):
     protocol = {"windows": 2, "num_frames": 4, "fps": 5, "size": 32, "max_words": 5}
     with pytest.raises(DataError, match="kind = 'milnce_training', the config asks for 'milnce_retrieval'"):
-        milnce.retrieval_pipeline(segments, "train", **protocol, vocabulary={}, shard=DataShard())
+        milnce_evaluation.retrieval_pipeline(segments, "train", **protocol, vocabulary={}, shard=DataShard())

@@ -9,9 +9,10 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from data_prep import milnce
+from data_prep import milnce, tables
 from vlm_jax.data import records
-from vlm_jax.data.milnce import RETRIEVAL_FEATURES, TRAINING_FEATURES
+from vlm_jax.data.milnce import TRAINING_FEATURES
+from vlm_jax.data.milnce_evaluation import RETRIEVAL_FEATURES
 from vlm_jax.data.pipeline import Split
 from vlm_jax.data.records import DataError
 from vlm_jax.text import word_list
@@ -285,7 +286,7 @@ def test_bad_lists(tmp_path, command, rows, message):
 def test_read_rows_takes_what_csv_files_hold(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes('﻿b,a\r\n"1, 2","x\r\ny"\r\n\r\n3,é\u2028\x85\r\n'.encode())
-    assert milnce.read_rows(path, ("a", "b")) == [{"b": "1, 2", "a": "x\ny"}, {"b": "3", "a": "é\u2028\x85"}]
+    assert tables.read_rows(path, ("a", "b")) == [{"b": "1, 2", "a": "x\ny"}, {"b": "3", "a": "é\u2028\x85"}]
 
 
 def retrieval(command, folder, output):

@@ -31,7 +31,7 @@ def check_lr_schedule(case, precision):
 
 
 def check_caption_candidates(case, precision):
-    from data_prep.milnce import read_captions
+    from data_prep.milnce_narrated import read_captions
 
     vocabulary = {word: index for index, word in enumerate(case.manifest["vocabulary"], start=1)}
     wanted = case.config

@@ -167,7 +167,7 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
     encode_video, encode_text = _video_encoder(model), _text_encoder(model)
 
     def data(shard: DataShard) -> Pipeline:
-        from vlm_jax.data import milnce as data
+        from vlm_jax.data import milnce_evaluation as data
 
         return data.retrieval_pipeline(
             wanted.directory,
@@ -195,7 +195,7 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
         return {"similarity": jnp.matmul(outputs["text"], outputs["video"].T, precision="highest")}
 
     def write(outputs: Outputs, folder: Path) -> None:
-        from vlm_jax.data import milnce as data
+        from vlm_jax.data import milnce_evaluation as data
 
         items = data.retrieval_items(wanted.directory, wanted.split)
         (folder / f"{name}_rankings.json").write_text(json.dumps(rankings(items, outputs["similarity"]), indent=1))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_prep import milnce as preparation
-from vlm_jax.data import milnce
+from vlm_jax.data import milnce, milnce_evaluation
 from vlm_jax.data.records import DataError
 from vlm_jax.text import word_list
 from vlm_jax.types import DataShard
@@ -42,14 +42,14 @@ PROTOCOL = {"windows": 2, "num_frames": 4, "fps": 5, "size": 32}
 
 def retrieval(directory, batch_size, index=0, count=1, split="test", **changes):
     shard = DataShard(index, count, batch_size)
-    return milnce.retrieval_pipeline(
+    return milnce_evaluation.retrieval_pipeline(
         directory, split, **{**PROTOCOL, **changes}, max_words=5, vocabulary=QUERY_VOCABULARY, shard=shard
     )
 
 
 def test_retrieval_items_are_the_decoders_own_clips(queries, clips_folder):
     (batch,) = retrieval(queries, 4)
-    items = milnce.retrieval_items(queries, "test")
+    items = milnce_evaluation.retrieval_items(queries, "test")
     assert [item["video_id"] for item in items] == ["bunny.mp4", "chaplin.mp4", "bunny.mp4", "nasa_webb.mp4"]
     assert [item["text"] for item in items] == ["a stream runs", "ends after the video", "naïve", "nan"]
     assert [(item["start"], item["end"]) for item in items] == [(11.8, 15.7), (9.08, 30.0), (2.0, 2.5), (0.0, 13.0)]

@@ -1,0 +1,61 @@
+"""Reading csv files: columns, missing cells, times."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from vlm_jax.data.records import DataError
+
+MISSING = frozenset(
+    "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
+)
+"""Cells that the reference's csv reader (pandas) takes for missing; they become the word 'nan'."""
+
+LONGEST = 1e8
+"""Seconds; a time beyond is a mistake."""
+
+
+def read_rows(path: Path | str | Iterable[str], columns: Sequence[str], name: str = "") -> list[dict[str, str]]:
+    """Reads a csv file with a header.
+
+    Raises:
+      DataError: naming the file and the column that is missing, or what cannot be read.
+    """
+    name = name or str(path)
+    try:
+        lines = io.StringIO(Path(path).read_text(encoding="utf-8-sig")) if isinstance(path, str | Path) else path
+        reader = csv.DictReader(lines)
+        found = reader.fieldnames or []
+        absent = [column for column in columns if column not in found]
+        if absent:
+            raise DataError(f"{name}: no column {absent[0]!r}; it has {', '.join(found) or 'none'}")
+        rows = list(reader)
+    except FileNotFoundError:
+        raise DataError(f"{name}: no such file") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{name}: not a UTF-8 csv file ({error})") from None
+    short = next((number for number, row in enumerate(rows, start=2) if None in (row[c] for c in columns)), None)
+    if short:
+        raise DataError(f"{name}: line {short} has fewer cells than the header")
+    return rows
+
+
+def cell_text(cell: str) -> str:
+    """A cell's text; a missing one is the word 'nan'."""
+    return "nan" if cell in MISSING else cell
+
+
+def cell_seconds(text: str, place: str) -> float:
+    """A cell's time, seconds.
+
+    Raises:
+      DataError: naming `place`, where it is no time.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        raise DataError(f"{place}: expected seconds, found {text!r}") from None
+    if not 0 <= value < LONGEST:
+        raise DataError(f"{place}: expected seconds, found {text!r}")
+    return value
