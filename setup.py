@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 VIDEO = ["av>=18"]
 DATA = ["tensorflow-cpu>=2.20; platform_machine == 'x86_64'", "tensorflow>=2.20; platform_machine != 'x86_64'"]
 DATA += ["tensorflow-datasets>=4.9.9"]
+BEAM = ["apache-beam>=2.60"]
 EVAL = ["scikit-learn>=1.5"]
 FIGURES = ["matplotlib>=3.9"]
 TENSORBOARD = ["tensorboard>=2.19"]
@@ -36,9 +37,10 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2"],
         "data": DATA,
         "video": VIDEO,
+        "beam": BEAM,
         "eval": EVAL,
         "figures": FIGURES,
         "tensorboard": TENSORBOARD,
-        "test": [*DATA, *VIDEO, *EVAL, *FIGURES, "pytest>=8", "ruff>=0.9"],
+        "test": [*DATA, *VIDEO, *BEAM, *EVAL, *FIGURES, "pytest>=8", "ruff>=0.9"],
     },
 )

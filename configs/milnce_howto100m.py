@@ -43,6 +43,9 @@ def get_config(variant: str = "") -> ConfigDict:
             "word_dim": 300,
             "max_words": 20,
             "max_words_retrieval": 30,
+            # Of sentences given to `inference.Model.encode_text`; the released model's own are True and 16.
+            "lower_case": False,
+            "max_words_raw": 30,
         }
     )
     config.model = ConfigDict(
@@ -66,9 +69,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluate.every_epochs = 2
     config.retrieval = ConfigDict(
         {
-            "youcook2": {"directory": "data/youcook2", "split": "validation", "windows": 10},
-            "msrvtt": {"directory": "data/msrvtt", "split": "test", "windows": 10},
+            "youcook2": {"directory": "data/youcook2", "split": "validation", "windows": 10, "frame_order": "filmed"},
+            "msrvtt": {"directory": "data/msrvtt", "split": "test", "windows": 10, "frame_order": "filmed"},
         }
+    )
+    # A linear classifier on mixed_5c. The reference means to add mirrored windows but loses them: flipped adds them.
+    config.linear = ConfigDict(
+        {"hmdb51": {"directory": "data/hmdb51", "split": "videos", "windows": 10, "flipped": False}}
     )
     if variant == "short":
         config.batch_size, config.batch_groups, config.data.streams, config.epochs = 512, 8, 8, 150
@@ -87,5 +94,5 @@ def get_config(variant: str = "") -> ConfigDict:
         config.schedule.warmup_steps = 2
         config.checkpoint.every_steps, config.checkpoint.every_epochs = 3, 0
         config.evaluate.every_epochs = 0
-        config.retrieval = ConfigDict({})
+        config.retrieval, config.linear = ConfigDict({}), ConfigDict({})
     return config

@@ -39,6 +39,9 @@ def get_config(variant: str = "") -> ConfigDict:
             "word_dim": 64,
             "max_words": 20,
             "max_words_retrieval": 30,
+            # Of sentences given to `inference.Model.encode_text`; the released model's own are True and 16.
+            "lower_case": False,
+            "max_words_raw": 30,
         }
     )
     config.model = ConfigDict(
@@ -61,7 +64,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint.keep = 2
     config.evaluate.at_start = True
     config.evaluate.names = ("clips",)
-    config.retrieval = ConfigDict({"clips": {"directory": "runs/data/queries", "split": "test", "windows": 2}})
+    config.retrieval = ConfigDict(
+        {"clips": {"directory": "runs/data/queries", "split": "test", "windows": 2, "frame_order": "filmed"}}
+    )
+    config.linear = ConfigDict({})
     if variant == "smoke":
         config.batch_size, config.steps, config.log_every = 4, 6, 1
         config.data.made = True

@@ -4,8 +4,10 @@
     youcook2    validation_youcook.csv and videos -> a retrieval set
     msrvtt      msrvtt_test.csv and videos -> a retrieval set
     segments    your own csv (video_path, start, end, text) and videos -> a retrieval set
+    hmdb51      hmdb51.csv and videos -> a classification set
     vocabulary  caption files -> a word list
 
+`--check DIR` looks through raw or prepared data and writes nothing: `--check DIR --help`.
 Run the same command again after an interruption: finished shards stay.
 """
 
@@ -22,13 +24,22 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 
 from data_prep import shards
-from data_prep.milnce_evaluation import msrvtt_items, retrieval_records, segment_items, youcook2_items
+from data_prep.milnce_check import check
+from data_prep.milnce_evaluation import (
+    classification_records,
+    hmdb51_items,
+    msrvtt_items,
+    retrieval_records,
+    segment_items,
+    youcook2_items,
+)
 from data_prep.milnce_narrated import Segments, read_captions, training_records
 from data_prep.tables import read_rows
-from vlm_jax.data.milnce import TRAINING_FEATURES
-from vlm_jax.data.milnce_evaluation import RETRIEVAL_FEATURES
+from vlm_jax.data.milnce import FORMATS
+from vlm_jax.data.milnce_evaluation import CLASSIFICATION_FEATURES, RETRIEVAL_FEATURES
 from vlm_jax.data.records import DataError, write_atomically
 from vlm_jax.text import word_list
+from vlm_jax.video.segment import DEFAULT_CRF
 
 
 def howto100m(arguments: argparse.Namespace) -> None:
@@ -39,7 +50,7 @@ def howto100m(arguments: argparse.Namespace) -> None:
         training_records, video_root=arguments.videos, caption_root=arguments.captions, segments=segments
     )
     items = video_list(arguments.list)
-    job = shards.Job(arguments.output, "howto100m", "train", TRAINING_FEATURES, protocol, items, make)
+    job = shards.Job(arguments.output, "howto100m", "train", FORMATS[segments.format], protocol, items, make)
     shards.run(job, arguments)
 
 
@@ -53,6 +64,17 @@ def retrieval(arguments: argparse.Namespace) -> None:
     split = {"youcook2": "validation"}.get(arguments.command, "test")
     protocol = {"kind": "milnce_retrieval", **protocol}
     job = shards.Job(arguments.output, arguments.command, split, RETRIEVAL_FEATURES, protocol, items, make)
+    shards.run(job, arguments)
+
+
+def classification(arguments: argparse.Namespace) -> None:
+    """A classification set."""
+    items = hmdb51_items(arguments.csv)
+    protocol = {name: getattr(arguments, name) for name in ("windows", "num_frames", "size")}
+    make = functools.partial(classification_records, video_root=arguments.videos, **protocol)
+    classes = sorted({item["label"] for item in items})
+    protocol = {"kind": "milnce_classification", **protocol, "classes": classes}
+    job = shards.Job(arguments.output, arguments.command, "videos", CLASSIFICATION_FEATURES, protocol, items, make)
     shards.run(job, arguments)
 
 
@@ -87,6 +109,10 @@ def vocabulary(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command that these words, or else the command line's, name."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.split("=")[0] == "--check" for word in argv):
+        check(argv)
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser("howto100m", help="training shards")
@@ -105,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     train.add_argument("--min_time", type=float, default=5.0, help="shorter captions are widened to this")
     train.add_argument("--max_candidates", type=int, default=8, help="largest K that the records allow")
     train.add_argument("--min_seconds", type=float, default=3.2, help="videos shorter than this are skipped")
+    train.add_argument("--format", choices=tuple(FORMATS), default="jpeg", help="frames as JPEGs, or as H.264 in mp4")
     train.add_argument("--quality", type=int, default=90, help="of the JPEG frames")
+    train.add_argument("--crf", type=int, default=DEFAULT_CRF, help="of the mp4 files: less is better and larger")
     train.add_argument("--epoch", choices=("videos", "segments"), default="videos", help="what an epoch visits once")
     train.set_defaults(run=howto100m)
     for name in ("youcook2", "msrvtt", "segments"):
@@ -118,6 +146,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluation.add_argument("--fps", type=int, default=5)
         evaluation.add_argument("--size", type=int, default=224)
         evaluation.set_defaults(run=retrieval)
+    labelled = commands.add_parser("hmdb51", help="a classification set")
+    shards.add_arguments(labelled, num_shards=16)
+    labelled.add_argument("--csv", required=True, type=Path, help="csv: video_id, label, split1, split2, split3")
+    labelled.add_argument("--videos", required=True, type=Path, help="root of the videos, CLASS/VIDEO_ID")
+    labelled.add_argument("--windows", type=int, default=10, help="clips per video")
+    labelled.add_argument("--num_frames", type=int, default=16)
+    labelled.add_argument("--size", type=int, default=224)
+    labelled.set_defaults(run=classification)
     words = commands.add_parser("vocabulary", help="a word list")
     words.add_argument("--list", required=True, type=Path, help="csv with the column video_path")
     words.add_argument("--captions", required=True, type=Path, help="folder with a csv per video")

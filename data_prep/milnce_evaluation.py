@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from data_prep.tables import cell_seconds, cell_text, read_rows
 from vlm_jax.data import images
-from vlm_jax.data.records import Record, Skip
+from vlm_jax.data.records import DataError, Record, Skip
 from vlm_jax.video import decode, sampling
 
 
@@ -64,3 +66,44 @@ def retrieval_records(
         frames = [images.encode_png(frame) for clip in clips for frame in clip]
         example = {"video_id": item["video_id"], "text": item["text"], "start": item["start"], "end": end}
         yield Record({**example, "clip_starts": starts, "frames": frames}, group)
+
+
+def hmdb51_items(path: Path) -> list[dict[str, object]]:
+    """Items of hmdb51.csv: columns video_id, label (`CLASS_test`), and split1 to split3, 1 train, 2 test, 0 unused.
+
+    Raises:
+      DataError: for another code, or no label.
+    """
+    columns = ("split1", "split2", "split3")
+    items = []
+    for number, row in enumerate(read_rows(path, ("video_id", "label", *columns)), start=2):
+        label = row["label"].removesuffix("_test")
+        if not label or not row["video_id"]:
+            raise DataError(f"{path}: line {number}: expected a video_id and a label, found an empty cell")
+        for column in columns:
+            if row[column] not in ("0", "1", "2"):
+                raise DataError(
+                    f"{path}: line {number}, column {column!r}: expected 1 (train), 2 (test) or 0 (unused), "
+                    f"found {row[column]!r}"
+                )
+        splits = [int(row[column]) for column in columns]
+        items.append({"path": f"{label}/{row['video_id']}", "label": label, "splits": splits})
+    return items
+
+
+def classification_records(
+    items: Sequence[dict[str, object]], *, video_root: Path, windows: int, num_frames: int, size: int
+) -> Iterator[Record | Skip]:
+    """The windows of every item (`path`, `label`, `splits`) over all its frames, or why it gives none."""
+    for group, item in enumerate(items):
+        try:
+            frames = decode.read_frames(video_root / item["path"], filters=decode.square_crop(size))
+        except decode.VideoError as error:
+            yield Skip(item["path"], error.reason, str(error))
+            continue
+        chosen = sampling.frame_windows(len(frames), windows, num_frames)
+        shown = np.unique(chosen[chosen >= 0])
+        places = np.where(chosen >= 0, np.searchsorted(shown, chosen), -1)
+        example = {"video_path": item["path"], "label": item["label"], "splits": item["splits"]}
+        pictures = [images.encode_png(frames[number]) for number in shown]
+        yield Record({**example, "windows": places.ravel().astype(np.int32), "frames": pictures}, group)

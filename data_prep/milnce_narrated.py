@@ -13,7 +13,7 @@ from vlm_jax.data import images
 from vlm_jax.data.milnce import clip_weights
 from vlm_jax.data.records import DataError, Record, Skip
 from vlm_jax.text import captions
-from vlm_jax.video import decode
+from vlm_jax.video import decode, segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Segments:
       min_seconds: Videos shorter than this are skipped.
       quality: Of the JPEG frames.
       epoch: What an epoch visits once: `videos`, as the reference, or `segments`, for few videos.
+      format: How frames are stored: `jpeg`, each by itself, or `mp4`, a video file a record.
+      crf: Constant rate factor of the mp4 files: less is better and larger.
 
     Raises:
       DataError: for numbers that make no sense.
@@ -57,6 +59,8 @@ class Segments:
     min_seconds: float
     quality: int
     epoch: str
+    format: str = "jpeg"
+    crf: int = segment.DEFAULT_CRF
 
     def __post_init__(self) -> None:
         sides = self.smallest_side, self.short_side
@@ -65,6 +69,8 @@ class Segments:
         for name in ("fps", "clip_seconds", "max_candidates", "quality"):
             if getattr(self, name) <= 0:
                 raise DataError(f"--{name}: expected more than 0, found {getattr(self, name)}")
+        if not 0 <= self.crf <= 51:
+            raise DataError(f"--crf: expected 0 to 51, found {self.crf}")
 
     @property
     def clip_frames(self) -> int:
@@ -133,22 +139,22 @@ def _cut(path: Path, video: str, narration: Captions, segments: Segments) -> Ite
     ]
     last_seek = max(last for _, last in ranges)
     span = segments.seconds or last_seek + 1
-    first, frames, size = 0, [], (0, 0)
+    store = _Store(segments)
+    first, frames = 0, []
     with closing(decode.stream_frames(path, fps=segments.fps, filters=scale)) as stream:
-        for frame in stream:
-            size = frame.shape[:2]
-            frames.append(images.encode_jpeg(frame, segments.quality))
+        for frame in store.encode(stream):
+            frames.append(frame)
             seeks = first, min(first + span - 1, last_seek)
             # No fewer than a second's frames: what is left over then begins where the next segment does.
             if len(frames) == (seeks[1] - first) * segments.fps + max(segments.clip_frames, segments.fps):
-                yield from _segment(video, narration, segments, seeks, frames, size)
+                yield from _segment(video, narration, segments, seeks, store, frames)
                 if seeks[1] == last_seek:
                     return
                 first, frames = first + span, frames[span * segments.fps :]
     if not frames and first == 0:
         raise _Skipped("no frames", f"{path}: nothing was decoded")
     # Clips that begin after the end are black; they belong to the last segment.
-    yield from _segment(video, narration, segments, (first, max(first, last_seek)), frames, size)
+    yield from _segment(video, narration, segments, (first, max(first, last_seek)), store, frames)
 
 
 def _segment(
@@ -156,8 +162,8 @@ def _segment(
     narration: Captions,
     segments: Segments,
     seeks: tuple[int, int],
+    store: "_Store",
     frames: list[bytes],
-    size: tuple[int, int],
 ) -> Iterator[tuple[dict[str, object], float]]:
     weights = clip_weights(narration.start, narration.end, seeks, segments.min_time, segments.clip_seconds)
     owned = np.flatnonzero(weights)
@@ -170,9 +176,9 @@ def _segment(
         "start": seeks[0],
         "seek_first": seeks[0],
         "seek_last": seeks[1],
-        "height": size[0],
-        "width": size[1],
-        "frames": list(frames),
+        "height": store.size[0],
+        "width": store.size[1],
+        **store.feature(frames),
         "caption_first": begin,
         "caption_total": len(weights),
         "caption_start": narration.start[begin:end],
@@ -180,3 +186,28 @@ def _segment(
         "caption_text": list(narration.text[begin:end]),
     }
     yield example, float(weights.sum())
+
+
+class _Store:
+    """Encodes a video's frames, each once, and makes a record's feature of a stretch of them."""
+
+    def __init__(self, segments: Segments) -> None:
+        self.segments, self.size = segments, (0, 0)
+        self.encoder = segment.SegmentEncoder(segments.fps, segments.crf) if segments.format == "mp4" else None
+
+    def encode(self, frames: Iterable[np.ndarray]) -> Iterator[bytes]:
+        """One piece for every frame."""
+
+        def measured() -> Iterator[np.ndarray]:
+            for frame in frames:
+                self.size = frame.shape[:2]
+                yield frame
+
+        if self.encoder:
+            yield from self.encoder.packets(measured())
+        else:
+            yield from (images.encode_jpeg(frame, self.segments.quality) for frame in measured())
+
+    def feature(self, pieces: Sequence[bytes]) -> dict[str, object]:
+        """Pieces from a whole second on."""
+        return {"mp4": self.encoder.mp4(pieces)} if self.encoder else {"frames": list(pieces)}

@@ -20,6 +20,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from data_prep import beam
 from vlm_jax.data.records import DataError, Record, Skip, finalize, index_path, shard_path, write_json, write_shard
 from vlm_jax.progress import Progress
 
@@ -53,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser, num_shards: int) -> None:
     parser.add_argument("--num_shards", type=int, default=num_shards, help="shards in all (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes on this machine (default: %(default)s)")
     parser.add_argument("--shard_index", type=int, help="make only this shard, such as a cluster job's number")
+    parser.add_argument(
+        "--shard_step", type=int, default=0, help="with --shard_index I: also shards I + N, I + 2 N, ... (N processes)"
+    )
+    parser.add_argument(
+        "--beam_pipeline_options",
+        help="make the shards by Apache Beam instead, such as runner=DirectRunner,direct_num_workers=4",
+    )
     parser.add_argument("--finalize", action="store_true", help="make nothing: check the shards and write the metadata")
 
 
@@ -69,10 +77,12 @@ def run(job: Job, arguments: argparse.Namespace) -> None:
     index = arguments.shard_index
     if index is not None and not 0 <= index < arguments.num_shards:
         raise DataError(f"--shard_index: {index} is not one of 0 to {arguments.num_shards - 1}")
+    if arguments.shard_step and (index is None or not index < arguments.shard_step) and not arguments.finalize:
+        raise DataError(f"--shard_step: expected more than --shard_index, found {arguments.shard_step} and {index}")
     _check_begun(job, count)
     if not arguments.finalize:
-        wanted = range(count) if index is None else [index] if index < count else []
-        _make(job, count, wanted, arguments.workers)
+        wanted = range(index or 0, count, arguments.shard_step or (1 if index is None else count))
+        _make(job, count, wanted, arguments.workers, arguments.beam_pipeline_options)
     if arguments.finalize or index is None:
         summary = finalize(job.directory, job.name, job.split, count, job.features, job.protocol)
         skipped = sum(summary["skipped"].values())
@@ -86,13 +96,16 @@ def run(job: Job, arguments: argparse.Namespace) -> None:
             print(f"  each with its reason in {job.directory / 'skipped.csv'}")
 
 
-def _make(job: Job, count: int, wanted: Sequence[int], workers: int) -> None:
+def _make(job: Job, count: int, wanted: Sequence[int], workers: int, beam_options: str | None) -> None:
     tasks = []
     for index in wanted:
         path = shard_path(job.directory, job.name, job.split, index, count)
         begin, end = (len(job.items) * number // count for number in (index, index + 1))
         if not index_path(path).exists():
             tasks.append((path, job.features, job.make, job.items[begin:end]))
+    if beam_options is not None:
+        beam.make_all(_make_shard, tasks, beam_options)
+        return
     with Progress(f"{job.name}-{job.split} shards", len(wanted), start=len(wanted) - len(tasks)) as progress:
         if workers > 1 and len(tasks) > 1:
             context = multiprocessing.get_context("spawn")

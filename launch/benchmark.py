@@ -1,7 +1,7 @@
 """Times a training step or the input pipeline: python launch/benchmark.py --config FILE[:VARIANT] --steps N [--json]
 
 The step runs on made-up batches that stay on the device, so no data is needed; `--input` reads batches and trains
-nothing.
+nothing. Its `examples_per_core_second` divides by the CPU time of the whole process, however many cores it ran on.
 """
 
 import json
@@ -77,21 +77,24 @@ def time_step(config: ConfigDict, steps: int) -> Mapping[str, object]:
 def time_input(config: ConfigDict, steps: int) -> Mapping[str, object]:
     """Times reading and decoding batches on the host."""
     shard = DataShard(jax.process_index(), jax.process_count(), config.batch_size, config.seed)
-    batches = iter(get_task(config).train_data(shard))
+    pipeline = get_task(config).train_data(shard)
+    batches = iter(pipeline)
     for _ in range(2):
         next(batches)
-    seconds = []
+    began, used = time.monotonic(), time.process_time()
     for _ in range(steps):
-        began = time.monotonic()
         next(batches)
-        seconds.append(time.monotonic() - began)
-    mean = statistics.fmean(seconds)
-    return {
-        "seconds_per_batch": mean,
-        "examples_per_second": config.batch_size / mean,
-        "batch_size": config.batch_size,
-        "steps": steps,
+    seconds, used = time.monotonic() - began, time.process_time() - used
+    figures: dict[str, object] = {
+        "seconds_per_batch": seconds / steps,
+        "examples_per_second": config.batch_size * steps / seconds,
+        "examples_per_core_second": shard.local_batch_size * steps / used,
+        "cores_used": used / seconds,
     }
+    disk = pipeline.bytes_per_hour() if hasattr(pipeline, "bytes_per_hour") else None
+    if disk:
+        figures["gigabytes_per_hour_of_video"] = disk / 1e9
+    return figures | {"batch_size": config.batch_size, "steps": steps}
 
 
 def describe_devices() -> str:

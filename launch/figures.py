@@ -1,11 +1,14 @@
-"""Shows results: python launch/figures.py retrieval|table ...
+"""Shows results: python launch/figures.py retrieval|table|seeds ...
 
 retrieval   a few queries, each with frames of its best items and their scores, as a picture
 table       a result beside the untrained network's and chance
+seeds       means and spreads over runs that differ in their seed alone
 """
 
 import argparse
 import json
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import _cli
@@ -28,15 +31,21 @@ def main() -> None:
     table = commands.add_parser("table", help="metrics beside the untrained network's and chance")
     table.add_argument("--workdir", required=True, type=Path)
     table.add_argument("--evaluator", required=True)
+    seeds = commands.add_parser("seeds", help="means and spreads over seeds")
+    seeds.add_argument("--workdirs", required=True, type=Path, nargs="+", help="NAME-SEED, one a run")
+    seeds.add_argument("--evaluators", required=True, nargs="+")
+    seeds.add_argument("--metrics", required=True, nargs="+")
     arguments = parser.parse_args()
-    if arguments.command == "table":
+    if arguments.command == "seeds":
+        print_seeds(arguments.workdirs, arguments.evaluators, arguments.metrics)
+    elif arguments.command == "table":
         print_table(arguments.workdir, arguments.evaluator)
     else:
         draw_retrieval(arguments.results, arguments.videos, arguments.output, arguments.queries)
 
 
-def print_table(workdir: Path, evaluator: str) -> None:
-    """Prints trained, untrained and chance side by side.
+def read_results(workdir: Path, evaluator: str) -> dict:
+    """What an evaluator wrote.
 
     Raises:
       ConfigError: where the run was not evaluated.
@@ -44,7 +53,31 @@ def print_table(workdir: Path, evaluator: str) -> None:
     path = workdir / "results" / f"{evaluator}.json"
     if not path.is_file():
         raise ConfigError(f"{path}: no such file; run launch/evaluate.py first")
-    results = json.loads(path.read_text())
+    return json.loads(path.read_text())
+
+
+def print_seeds(workdirs: Sequence[Path], evaluators: Sequence[str], metrics: Sequence[str]) -> None:
+    """Prints mean, standard deviation and least and greatest value of every metric, as a Markdown table."""
+    runs: dict[str, list[Path]] = {}
+    for workdir in sorted(workdirs):
+        runs.setdefault(workdir.name.rpartition("-")[0], []).append(workdir)
+    print("| run | evaluated on | seeds |", " | ".join(metrics), "|")
+    print("| --- " * (3 + len(metrics)) + "|")
+    for name, folders in runs.items():
+        for evaluator in evaluators:
+            found = [read_results(folder, evaluator)["metrics"] for folder in folders]
+            cells = [_spread([metrics_of_run[metric] for metrics_of_run in found]) for metric in metrics]
+            print(f"| {name} | {evaluator} | {len(folders)} |", " | ".join(cells), "|")
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.3f} \u00b1 {deviation:.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def print_table(workdir: Path, evaluator: str) -> None:
+    """Prints trained, untrained and chance side by side."""
+    results = read_results(workdir, evaluator)
     trained, checkpoint = results["metrics"], results["checkpoint"]
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     untrained = next((line for line in lines if line["step"] == 0 and f"{evaluator}/R@1" in line), {})

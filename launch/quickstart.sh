@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 . launch/environment.sh
+. launch/shapes_data.sh
 make_environment "cpu,data,video,figures"
 
 python=.venv/bin/python
@@ -13,7 +14,7 @@ data=runs/data
 run=runs/quickstart
 config=configs/milnce_quickstart.py
 
-echo "== 1/5 word list and TFRecord shards from the clips in $clips"
+echo "== 1/6 word list and TFRecord shards from the clips in $clips"
 $python data_prep/milnce.py vocabulary --list $clips/videos.csv --captions $clips/captions \
     --output $data/clips/vocabulary.npy --rows 300
 $python data_prep/milnce.py howto100m --list $clips/videos.csv --videos $clips --captions $clips/captions \
@@ -22,16 +23,26 @@ $python data_prep/milnce.py howto100m --list $clips/videos.csv --videos $clips -
 $python data_prep/milnce.py segments --csv $clips/queries.csv --videos $clips \
     --output $data/queries --num_shards 2 --workers 2 --windows 2 --num_frames 8 --fps 5 --size 64
 
-echo "== 2/5 training a small S3D with MIL-NCE"
+echo "== 2/6 training a small S3D with MIL-NCE"
 $python launch/train.py --config $config --workdir $run
 
-echo "== 3/5 evaluating the restored checkpoint in a new process"
+echo "== 3/6 evaluating the restored checkpoint in a new process"
 $python launch/evaluate.py --config $config --workdir $run
 
-echo "== 4/5 drawing"
+echo "== 4/6 drawing"
 $python launch/figures.py retrieval --results $run/results/clips_rankings.json --videos $clips \
     --output $run/figures/retrieval.png
 
-echo "== 5/5 result"
+echo "== 5/6 made videos: shapes that move, with narration seconds off; train, then search in compositions never seen"
+prepare_shapes runs/data/shapes_short 150 40
+$python launch/train.py --config configs/milnce_shapes.py:short --workdir $run-shapes
+$python launch/evaluate.py --config configs/milnce_shapes.py:short --workdir $run-shapes
+
+echo "== 6/6 result"
+echo "real clips, the ones trained on:"
 $python launch/figures.py table --workdir $run --evaluator clips
-echo "Results: $run/results/clips.json   Picture: $run/figures/retrieval.png"
+echo "made videos, held out:"
+$python launch/figures.py table --workdir $run-shapes --evaluator shapes
+echo "the same with the frames of each clip shuffled:"
+$python launch/figures.py table --workdir $run-shapes --evaluator shapes_shuffled
+echo "Results: $run/results, $run-shapes/results   Picture: $run/figures/retrieval.png"

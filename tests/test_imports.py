@@ -18,14 +18,14 @@ ALLOWED = {
     | {"vlm_jax.interop", "vlm_jax.config", "vlm_jax.types", "vlm_jax.tasks", "jax", "numpy", "ml_collections"},
     "vlm_jax/train": {"vlm_jax.tasks.task", "vlm_jax.ops", "vlm_jax.config", "vlm_jax.types", "vlm_jax.progress"}
     | {"vlm_jax.train", "numpy", "ml_collections", "tensorboard", *NUMERIC},
-    "vlm_jax/models": {"vlm_jax.models", "vlm_jax.ops", "jax", "flax"},
+    "vlm_jax/models": {"vlm_jax.models", "vlm_jax.ops", "jax", "flax", "numpy"},
     "vlm_jax/losses": {"vlm_jax.ops", "jax"},
     "vlm_jax/ops": {"vlm_jax.ops", "jax", "numpy"},
     "vlm_jax/data": {"vlm_jax.data", "vlm_jax.video", "vlm_jax.text", "vlm_jax.types"}
     | {"numpy", "tensorflow", "tensorflow_datasets"},
     "data_prep": {"data_prep", "vlm_jax.data", "vlm_jax.video", "vlm_jax.text", "vlm_jax.progress"}
-    | {"numpy", "tensorflow", "tensorflow_datasets"},
-    "vlm_jax/metrics": {"numpy", "sklearn"},
+    | {"vlm_jax.interop", "numpy", "tensorflow", "tensorflow_datasets", "apache_beam"},
+    "vlm_jax/metrics": {"vlm_jax.metrics", "numpy", "sklearn"},
     "vlm_jax/text": {"vlm_jax.text", "numpy", "sentencepiece"},
     "vlm_jax/interop": {"vlm_jax.interop", "numpy", "ml_dtypes"},
     "vlm_jax/video": {"vlm_jax.video", "numpy", "av"},

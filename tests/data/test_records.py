@@ -116,12 +116,17 @@ def test_tfds_reads_both_splits(tmp_path):
 
 
 def test_finalize_names_what_is_missing(tmp_path):
-    write(tmp_path, (1,) * 6)
-    for shard in range(1, 6):
-        records.index_path(records.shard_path(tmp_path, "made", "train", shard, 6)).unlink()
-    with pytest.raises(DataError, match="not made yet") as caught:
-        finalize(tmp_path, 6)
-    one_line(caught, tmp_path, *(f"made-train.tfrecord-0000{shard}-of-00006" for shard in (1, 2, 3)), "and 2 more")
+    write(tmp_path, (1,) * 9)
+    for shard in (0, 2, 3, 4, 8):
+        records.index_path(records.shard_path(tmp_path, "made", "train", shard, 9)).unlink()
+    with pytest.raises(DataError, match=r"5 of the 9 shards of made-train are not made yet: 0,2-4,8$") as caught:
+        finalize(tmp_path, 9)
+    one_line(caught, tmp_path)
+    write(tmp_path, (1,) * 80)
+    for shard in range(0, 80, 2):
+        records.index_path(records.shard_path(tmp_path, "made", "train", shard, 80)).unlink()
+    with pytest.raises(DataError, match=r"40 of the 80 .* not made yet: 0,2,4,.*,56,58 and 10 more stretches$"):
+        finalize(tmp_path, 80)
 
 
 def test_finalize_refuses_an_empty_split(tmp_path):

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from data_prep import milnce, shards
 from vlm_jax.data import records
+from vlm_jax.data.milnce import TRAINING_FEATURES
 from vlm_jax.data.records import DataError, Record, Skip
 
 ROOT = Path(__file__).parents[2]
@@ -78,9 +79,9 @@ def test_one_shard_at_a_time(undisturbed, tmp_path, capsys):
     for index in (3, 0, 4, 1):
         milnce.main(command(tmp_path, "--shard_index", str(index)))
     assert "howto100m-train shards: 1/1" in capsys.readouterr().err
-    with pytest.raises(DataError, match="shards not made yet") as caught:
+    with pytest.raises(DataError, match="not made yet") as caught:
         milnce.main(command(tmp_path, "--finalize"))
-    assert str(caught.value) == f"{tmp_path}: shards not made yet: howto100m-train.tfrecord-00002-of-00005"
+    assert str(caught.value) == f"{tmp_path}: 1 of the 5 shards of howto100m-train are not made yet: 2"
     assert not (tmp_path / "protocol.json").exists()
     milnce.main(command(tmp_path, "--shard_index", "2"))
     milnce.main(command(tmp_path, "--finalize"))
@@ -91,7 +92,7 @@ def test_tfds_reads_the_shards(undisturbed):
     builder = tfds.builder_from_directory(undisturbed)
     split = builder.info.splits["train"]
     assert (split.num_shards, split.num_examples) == (5, 26)
-    assert set(builder.info.features) == set(milnce.TRAINING_FEATURES)
+    assert set(builder.info.features) == set(TRAINING_FEATURES)
     example = next(iter(tfds.as_numpy(builder.as_dataset(split="train", shuffle_files=False))))
     assert example["video_id"].decode() == "bunny"
     assert example["frames"].shape == (18, 80, 142, 3)
@@ -128,8 +129,15 @@ def job(directory, items, make=numbers):
     return shards.Job(directory, "numbers", "train", FEATURES, {"kind": "numbers"}, items, make)
 
 
-def options(num_shards, workers=1, shard_index=None, finalize=False):
-    return Namespace(num_shards=num_shards, workers=workers, shard_index=shard_index, finalize=finalize)
+def options(num_shards, workers=1, shard_index=None, finalize=False, shard_step=0):
+    return Namespace(
+        num_shards=num_shards,
+        workers=workers,
+        shard_index=shard_index,
+        finalize=finalize,
+        shard_step=shard_step,
+        beam_pipeline_options=None,
+    )
 
 
 def read(directory, count):
@@ -163,6 +171,17 @@ def test_there_are_no_more_shards_than_items(tmp_path):
     assert records.read_protocol(tmp_path)["splits"]["train"]["shards"] == 3
 
 
+def test_every_nth_shard(tmp_path):
+    shards.run(job(tmp_path, [*range(7)]), options(7, shard_index=1, shard_step=3))
+    assert [path.name[-19:-13] for path in sorted(tmp_path.glob("*.npy"))] == ["-00001", "-00004"]
+    shards.run(job(tmp_path, [*range(7)]), options(7, shard_index=2, shard_step=3))
+    with pytest.raises(DataError, match=r"3 of the 7 shards of numbers-train are not made yet: 0,3,6$"):
+        shards.run(job(tmp_path, [*range(7)]), options(7, finalize=True, shard_step=3))
+    shards.run(job(tmp_path, [*range(7)]), options(7, shard_index=0, shard_step=3, workers=1))
+    shards.run(job(tmp_path, [*range(7)]), options(7, finalize=True))
+    assert read(tmp_path, 7) == [1] * 7
+
+
 @pytest.mark.parametrize(
     ("items", "settings", "message"),
     [
@@ -170,6 +189,12 @@ def test_there_are_no_more_shards_than_items(tmp_path):
         ([1], {"num_shards": 0}, "1 items for 0 shards"),
         ([1], {"num_shards": 2, "shard_index": 2}, "--shard_index: 2 is not one of 0 to 1"),
         ([1], {"num_shards": 2, "shard_index": -1}, "--shard_index: -1 is not one of 0 to 1"),
+        ([1, 2], {"num_shards": 2, "shard_step": 2}, "--shard_step: .* found 2 and None"),
+        (
+            [1, 2, 3],
+            {"num_shards": 3, "shard_index": 2, "shard_step": 2},
+            "expected more than --shard_index, found 2 and 2",
+        ),
         (["x"], {"num_shards": 1}, "holds no record"),
     ],
 )

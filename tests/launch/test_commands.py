@@ -266,7 +266,11 @@ def test_benchmark_prints_one_line_of_json(root, prepared):
     assert figures["flops_per_step"] > 1e6
     assert figures["peak_memory"] > 1e5
     said = command(root, "launch/benchmark.py", *prepared, "--input", "--steps", 3, "--json")
-    assert json.loads(said.splitlines()[-1])["examples_per_second"] > 0
+    figures = json.loads(said.splitlines()[-1])
+    assert figures["examples_per_second"] > 0
+    assert figures["examples_per_core_second"] * figures["cores_used"] == pytest.approx(figures["examples_per_second"])
+    # Some 75 seconds of film 40 pixels high: kilobytes a second, not megabytes.
+    assert 1e-3 < figures["gigabytes_per_hour_of_video"] < 1
 
 
 def reference_checkpoint(space_to_depth=False):

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from vlm_jax.data import images
 from vlm_jax.data.pipeline import Split, TrainPipeline
-from vlm_jax.data.records import check_protocol
+from vlm_jax.data.records import DataError, check_protocol
 from vlm_jax.text import captions, word_list
 from vlm_jax.types import DataShard
 
@@ -17,25 +17,29 @@ from vlm_jax.types import DataShard
 SECOND = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
 SECONDS = tfds.features.Tensor(shape=(None,), dtype=np.float64, encoding="bytes")
 
+_SEGMENT = {
+    "video_id": tfds.features.Text(),
+    # Whole second of the first frame, and the seek seconds of this record, both included.
+    "start": np.int32,
+    "seek_first": np.int32,
+    "seek_last": np.int32,
+    "height": np.int32,
+    "width": np.int32,
+    # Captions whose clips may begin here and their neighbours; number of the first one, and of all of the video.
+    "caption_first": np.int32,
+    "caption_total": np.int32,
+    "caption_start": SECONDS,
+    "caption_end": SECONDS,
+    "caption_text": tfds.features.Sequence(tfds.features.Text()),
+}
 TRAINING_FEATURES = tfds.features.FeaturesDict(
-    {
-        "video_id": tfds.features.Text(),
-        # Whole second of the first frame, and the seek seconds of this record, both included.
-        "start": np.int32,
-        "seek_first": np.int32,
-        "seek_last": np.int32,
-        "height": np.int32,
-        "width": np.int32,
-        "frames": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")),
-        # Captions whose clips may begin here and their neighbours; number of the first one, and of all of the video.
-        "caption_first": np.int32,
-        "caption_total": np.int32,
-        "caption_start": SECONDS,
-        "caption_end": SECONDS,
-        "caption_text": tfds.features.Sequence(tfds.features.Text()),
-    }
+    {**_SEGMENT, "frames": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"))}
 )
 """A segment of a narrated video. Frame i is what the video shows at `start + i / fps` seconds."""
+MP4_FEATURES = tfds.features.FeaturesDict({**_SEGMENT, "mp4": tfds.features.Tensor(shape=(), dtype=np.object_)})
+"""The same with its frames as a video file, which has no bytes where there are no frames."""
+FORMATS = {"jpeg": TRAINING_FEATURES, "mp4": MP4_FEATURES}
+"""Features of the training records, by the protocol's `format`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +120,25 @@ def draw_clip(
     return np.stack(ids), (seek - int(record["start"])) * clips.fps, float(u), float(w), flip
 
 
+def records_format(split: Split) -> str:
+    """How the frames of training records are stored: a key of `FORMATS`.
+
+    Raises:
+      DataError: where this version does not know it.
+    """
+    form = split.protocol.get("format", "jpeg")
+    if form not in FORMATS:
+        raise DataError(f"data {split.directory}: format = {form!r} is not one of {', '.join(FORMATS)}")
+    return form
+
+
+def read_training(serialised: tf.Tensor, form: str) -> dict[str, tf.Tensor]:
+    """A training record, its frames not decoded."""
+    return FORMATS[form].deserialize_example(
+        serialised, decoders={"frames": tfds.decode.SkipDecoding()} if form == "jpeg" else None
+    )
+
+
 def train_pipeline(
     directory: str,
     clips: Clips,
@@ -138,6 +161,7 @@ def train_pipeline(
     for key, value in limits:
         if value > split.protocol[key]:
             check_protocol(directory, split.protocol, {key: value})
+    form = records_format(split)
     names = (
         "start",
         "seek_first",
@@ -155,25 +179,25 @@ def train_pipeline(
         return ids.astype(np.int32), np.int32(first), np.float64(u), np.float64(w), np.bool_(flip)
 
     def decode(serialised: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
-        record = TRAINING_FEATURES.deserialize_example(serialised, decoders={"frames": tfds.decode.SkipDecoding()})
+        record = read_training(serialised, form)
         ids, first, u, w, flip = tf.numpy_function(
             draw, [seed, *(record[name] for name in names)], [tf.int32, tf.int32, tf.float64, tf.float64, tf.bool]
         )
-        frames = record["frames"][first : first + clips.num_frames]
-        video = images.decode_clip(
-            frames,
-            record["height"],
-            record["width"],
-            u,
-            w,
-            num_frames=clips.num_frames,
-            size=clips.size,
-            crop_only=clips.crop_only,
-        )
+        place = record["height"], record["width"], u, w
+        settings = {"num_frames": clips.num_frames, "size": clips.size, "crop_only": clips.crop_only}
+        if form == "mp4":
+            video = images.decode_segment_clip(record["mp4"], first, *place, **settings)
+        else:
+            video = images.decode_clip(record["frames"][first : first + clips.num_frames], *place, **settings)
         return {
             "video": video,
             "text": tf.ensure_shape(ids, [clips.num_candidates, clips.max_words]),
             "flip": tf.ensure_shape(flip, []),
         }
 
-    return TrainPipeline(split, shard, decode, streams=streams, block=block, workers=workers)
+    def stretch(serialised: tf.Tensor) -> tuple[str, float, float]:
+        record = read_training(serialised, form)
+        begin = float(record["start"])
+        return record["video_id"].numpy().decode(), begin, begin + images.count_frames(record) / split.protocol["fps"]
+
+    return TrainPipeline(split, shard, decode, streams=streams, block=block, workers=workers, stretch=stretch)

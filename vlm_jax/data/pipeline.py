@@ -26,6 +26,8 @@ PURPOSES = ("shards", "block", "example")
 
 Decode = Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 """(serialised record, seed of this example in this epoch) -> arrays of one example."""
+Stretch = Callable[[tf.Tensor], tuple[str, float, float]]
+"""Serialised record -> its video, and the first and last second of what it holds of it."""
 
 
 class Split:
@@ -86,20 +88,29 @@ class TrainPipeline:
       streams: Divides the batch size; a multiple of the number of processes.
       block: Groups that are permuted together.
       workers: Examples decoded at the same time; 0 leaves it to tf.data.
+      stretch: What a record holds of which video, where its records are stretches of videos.
 
     Raises:
       DataError: where these numbers do not fit, or an epoch is shorter than a batch.
     """
 
     def __init__(
-        self, split: Split, shard: DataShard, decode: Decode, *, streams: int, block: int, workers: int = 0
+        self,
+        split: Split,
+        shard: DataShard,
+        decode: Decode,
+        *,
+        streams: int,
+        block: int,
+        workers: int = 0,
+        stretch: Stretch | None = None,
     ) -> None:
         if shard.batch_size % streams or streams % shard.count:
             raise records.DataError(
                 f"data {split.directory}: {streams} streams, a batch of {shard.batch_size}, {shard.count} processes; "
                 "expected streams that divide the batch, and processes that divide the streams"
             )
-        self.split, self.shard, self.decode = split, shard, decode
+        self.split, self.shard, self.decode, self.stretch = split, shard, decode, stretch
         self.streams, self.block, self.workers = streams, block, workers
         self.total = int(split.groups.sum())
         self.stream_length = self.total // streams
@@ -158,10 +169,24 @@ class TrainPipeline:
         )
         for batch in _batches(
             dataset.batch(local, drop_remainder=True).prefetch(2),
-            lambda: [row[:2] for row in self.plan(self._position // self.shard.batch_size)],
+            lambda: self.plan(self._position // self.shard.batch_size),
+            self.decode,
         ):
             self._position += self.shard.batch_size
             yield batch
+
+    def bytes_per_hour(self, sample: int = 8) -> float | None:
+        """Disk use of an hour of video, from the first shards; None where records are no stretches of videos."""
+        size, seconds, video, reached = 0, 0.0, "", 0.0
+        for path in self.split.paths[:sample] if self.stretch else ():
+            size += path.stat().st_size
+            for serialised in tf.data.TFRecordDataset(str(path)):
+                name, begin, end = self.stretch(serialised)
+                # Neighbours overlap; what both hold is counted once.
+                begin = max(begin, reached) if name == video else begin
+                seconds += max(0.0, end - begin)
+                video, reached = name, end
+        return size / seconds * 3600 if seconds else None
 
     def plan(self, batch: int) -> list[tuple[str, int, int]]:
         """(path, offset, seed) of every example that this process supplies to a batch, counted from the run's start.
@@ -263,7 +288,8 @@ class EvaluationPipeline:
         )
         for batch in _batches(
             dataset.batch(local, drop_remainder=True).prefetch(1),
-            lambda: self.items[self._position : self._position + self.shard.batch_size],
+            lambda: [(*item, 0) for item in self.items[self._position : self._position + self.shard.batch_size]],
+            self.decode,
         ):
             self._position += self.shard.batch_size
             yield batch
@@ -281,20 +307,23 @@ def _close_all() -> None:
 
 
 def _batches(
-    dataset: tf.data.Dataset, places: Callable[[], Iterable[tuple[str, int]]]
+    dataset: tf.data.Dataset, places: Callable[[], list[tuple[str, int, int]]], decode: Decode
 ) -> Iterator[dict[str, np.ndarray]]:
     """The data set's batches; a damaged file is named in the error.
 
     Args:
       dataset: In the order of the records.
-      places: Path and offset of the records of the batch that comes next.
+      places: Path, offset and seed of the records of the batch that comes next.
+      decode: What the data set does with each of them.
     """
-    batches = _read(dataset, places)
+    batches = _read(dataset, places, decode)
     _open.add(batches)
     return batches
 
 
-def _read(dataset: tf.data.Dataset, places: Callable[[], Iterable[tuple[str, int]]]) -> Iterator[dict[str, np.ndarray]]:
+def _read(
+    dataset: tf.data.Dataset, places: Callable[[], list[tuple[str, int, int]]], decode: Decode
+) -> Iterator[dict[str, np.ndarray]]:
     iterator = dataset.as_numpy_iterator()
     while True:
         failure = None
@@ -306,8 +335,21 @@ def _read(dataset: tf.data.Dataset, places: Callable[[], Iterable[tuple[str, int
             # The error would keep the iterator, and its threads, as long as somebody keeps the error.
             traceback.clear_frames(failure.__traceback__)
             del iterator
-            problem = records.find_damage(places())
+            problem = records.find_damage([place[:2] for place in places()]) or _find_undecodable(places(), decode)
             raise records.DataError(problem) if problem else failure
         if batch is None:
             return
         yield batch
+
+
+def _find_undecodable(places: Iterable[tuple[str, int, int]], decode: Decode) -> str | None:
+    """Says which of some records, whole as they are, is the first whose content cannot be decoded."""
+    for path, offset, seed in places:
+        try:
+            decode(records.read_record(tf.constant(path), tf.constant(offset, tf.int64)), tf.constant(seed, tf.int64))
+        except (tf.errors.InvalidArgumentError, records.DataError) as error:
+            reason = records.plain(error)
+            return f"{path}: cannot decode the record at byte {offset} ({reason}); delete the shard and make it again"
+        except Exception:
+            return None  # no matter of the data: the first error stands
+    return None

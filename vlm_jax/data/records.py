@@ -13,8 +13,10 @@ import collections
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import logging
+import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -179,10 +181,11 @@ def finalize(
         another data set.
     """
     paths = [shard_path(directory, name, split, index, count) for index in range(count)]
-    missing = [path.name for path in paths if not (path.exists() and index_path(path).exists())]
+    missing = [number for number, path in enumerate(paths) if not (path.exists() and index_path(path).exists())]
     if missing:
-        more = f" and {len(missing) - 3} more" if missing[3:] else ""
-        raise DataError(f"{directory}: shards not made yet: {', '.join(missing[:3])}{more}")
+        raise DataError(
+            f"{directory}: {len(missing)} of the {count} shards of {name}-{split} are not made yet: {_ranges(missing)}"
+        )
     indices = [read_index(path) for path in paths]
     records = [len(index) for index in indices]
     groups = [len(np.unique(index["group"])) for index in indices]
@@ -218,6 +221,14 @@ def finalize(
         left.unlink(missing_ok=True)
     reasons = collections.Counter(skip.reason for skip in skipped)
     return {"records": sum(records), "groups": sum(groups), "bytes": size, "skipped": dict(reasons)}
+
+
+def _ranges(numbers: list[int], most: int = 30) -> str:
+    """Ascending numbers as '0,3-6,9', which is also how job arrays are told."""
+    edges = [numbers[0], *(n for a, b in itertools.pairwise(numbers) if b > a + 1 for n in (a, b)), numbers[-1]]
+    pairs = list(zip(edges[::2], edges[1::2], strict=True))
+    more = f" and {len(pairs) - most} more stretches" if pairs[most:] else ""
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in pairs[:most]) + more
 
 
 def read_protocol(directory: str | Path) -> dict[str, Any]:
@@ -257,6 +268,11 @@ def read_record(path: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
     )
     dataset = tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
     return dataset.take(1).get_single_element()
+
+
+def plain(error: Exception) -> str:
+    """The first line of an error's text, without TensorFlow's notes on where in a graph it was raised."""
+    return re.sub(r"\{\{.*?\}\} ?| ?\[Op:\w+\]", "", str(error).strip()).splitlines()[0].strip()
 
 
 def find_damage(places: Iterable[tuple[str, int]]) -> str | None:

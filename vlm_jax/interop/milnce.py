@@ -46,6 +46,8 @@ def state_dict(source: Any) -> dict[str, np.ndarray]:
 def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """The config keys that a state dict decides, by section: the stem, by its kernel's shape, and the sizes.
 
+    With the folded stem it is the released model, whose text tower lower-cases sentences and keeps 16 words.
+
     Raises:
       ConversionError: for a stem of another shape.
     """
@@ -54,13 +56,15 @@ def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]
     if kernel[1:] not in stems:
         raise ConversionError(f"{STEM}: expected (C, 3, 3, 7, 7) or (C, 24, 2, 4, 4), found {kernel}")
     rows, word_dim = source[TABLE].shape
+    released = stems[kernel[1:]]
+    sentences = {"lower_case": True, "max_words_raw": 16} if released else {}
     return {
         "model": {
-            "space_to_depth": stems[kernel[1:]],
+            "space_to_depth": released,
             "embedding_dim": source["fc.weight"].shape[0],
             "text_hidden_dim": source["text_module.fc1.weight"].shape[0],
         },
-        "text": {"rows": rows, "word_dim": word_dim, "word2vec": "", "vocabulary": ""},
+        "text": {"rows": rows, "word_dim": word_dim, "word2vec": "", "vocabulary": "", **sentences},
     }
 
 

@@ -25,6 +25,14 @@ class LinearProbe:
     accuracy: float
 
 
+def require_solver() -> None:
+    """Raises ImportError without scikit-learn: to be told before hours of encoding, not after."""
+    try:
+        import sklearn.svm  # noqa: F401
+    except ImportError:
+        raise ImportError("the linear probe needs scikit-learn: pip install 'vlm_jax[eval]'") from None
+
+
 def linear_probe(
     features: np.ndarray, labels: Sequence[str], train: np.ndarray, test: np.ndarray, penalty: float = 100.0
 ) -> LinearProbe:
@@ -43,10 +51,9 @@ def linear_probe(
     Raises:
       ImportError: without scikit-learn.
     """
-    try:
-        from sklearn.svm import LinearSVC
-    except ImportError:
-        raise ImportError("the linear probe needs scikit-learn: pip install 'vlm_jax[eval]'") from None
+    require_solver()
+    from sklearn.svm import LinearSVC
+
     classes, numbers = np.unique(np.asarray(labels), return_inverse=True)
     windows = features.shape[1]
     samples = features[train].reshape(-1, features.shape[-1])

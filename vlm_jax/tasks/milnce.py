@@ -13,6 +13,7 @@ from vlm_jax.config import ConfigError
 from vlm_jax.interop import torch_files
 from vlm_jax.losses.nce import mil_nce
 from vlm_jax.metrics import retrieval
+from vlm_jax.metrics.linear_probe import linear_probe, require_solver
 from vlm_jax.models.milnce import BLOCKS, INITIALIZERS, S3D, MilNce, TextTower
 from vlm_jax.ops.convolution import preferred_form
 from vlm_jax.ops.pixels import to_unit
@@ -22,6 +23,9 @@ from vlm_jax.text import word_list
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, Variables
 
 WORD_TABLE = ("frozen", "text", "word_embd")
+
+FRAME_ORDERS = ("filmed", "shuffled", "reversed")
+"""How evaluation shows a clip; what a model loses by the last two is what it had from motion and order."""
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -74,7 +78,7 @@ def make_task(config: ConfigDict) -> Task:
         init=init,
         loss_fn=loss_fn,
         train_data=train_data,
-        evaluators={name: _retrieval(config, name, model) for name in config.retrieval},
+        evaluators=_evaluators(config, model),
         encoders={"video": _video_encoder(model), "text": _text_encoder(model)},
         from_files=lambda variables: _with_word_table(variables, config) if config.text.word2vec else variables,
     )
@@ -161,9 +165,22 @@ def _with_word_table(variables: Variables, config: ConfigDict) -> Variables:
     return {**variables, "frozen": {"text": {"word_embd": table.astype(np.float32)}}}
 
 
+def _evaluators(config: ConfigDict, model: MilNce) -> dict[str, Evaluator]:
+    """Those of `config.retrieval` and `config.linear`, by name."""
+    twice = sorted(set(config.retrieval) & set(config.linear))
+    if twice:
+        raise ConfigError(f"config.linear.{twice[0]}: config.retrieval has an evaluator of that name, too")
+    found = {name: _retrieval(config, name, model) for name in config.retrieval}
+    return found | {name: _linear(config, name, model) for name in config.linear}
+
+
 def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
     """Zero-shot retrieval: each caption against the mean of W window embeddings of every item."""
     wanted, clips = config.retrieval[name], config.clips
+    if wanted.frame_order not in FRAME_ORDERS:
+        raise ConfigError(
+            f"config.retrieval.{name}.frame_order: {wanted.frame_order!r} is not one of {', '.join(FRAME_ORDERS)}"
+        )
     encode_video, encode_text = _video_encoder(model), _text_encoder(model)
 
     def data(shard: DataShard) -> Pipeline:
@@ -179,6 +196,7 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
             config.text.max_words_retrieval,
             vocabulary(config),
             shard,
+            wanted.frame_order,
         )
 
     def predict(variables: Variables, batch: Batch) -> Outputs:
@@ -214,6 +232,7 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
             "frames": clips.num_frames,
             "fps": clips.fps,
             "size": clips.size,
+            "frame_order": wanted.frame_order,
             "pooling": "mean of the window embeddings, dot product, no normalisation",
             "ties": "metrics: every position that equals the match's score counts; tie_free: the middle of equals",
             "words": config.text.max_words_retrieval,
@@ -247,3 +266,65 @@ def rankings(items: list[dict[str, object]], similarity: np.ndarray, best: int =
             }
         )
     return queries
+
+
+def _linear(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
+    """A linear classifier on the `mixed_5c` of every window, on each of three splits into training and test videos."""
+    wanted, clips = config.linear[name], config.clips
+    encode_video = _video_encoder(model)
+
+    def data(shard: DataShard) -> Pipeline:
+        require_solver()
+        from vlm_jax.data import milnce_evaluation as data
+
+        return data.classification_pipeline(
+            wanted.directory, wanted.split, wanted.windows, clips.num_frames, clips.size, shard
+        )
+
+    def predict(variables: Variables, batch: Batch) -> Outputs:
+        video = batch["video"]
+        if wanted.flipped:
+            video = jnp.concatenate([video, video[..., ::-1, :]], 1)
+        items, windows = video.shape[:2]
+        features = encode_video(variables, {"video": video.reshape(items * windows, *video.shape[2:])})["mixed_5c"]
+        return {
+            "features": features.reshape(items, windows, -1),
+            "label": batch["label"],
+            "splits": batch["splits"],
+        }
+
+    return Evaluator(
+        data=data,
+        predict_fn=predict,
+        summarize=lambda outputs: summarize_linear(name, outputs),
+        protocol={
+            "task": "classification by a linear SVM on frozen features (one against the rest, C = 100)",
+            "data": wanted.directory,
+            "split": wanted.split,
+            "windows": wanted.windows,
+            "flipped": wanted.flipped,
+            "frames": clips.num_frames,
+            "fps": "of the video",
+            "size": clips.size,
+            "features": "mixed_5c of every window; a test video's decision values are summed over its windows",
+        },
+    )
+
+
+def summarize_linear(name: str, outputs: Outputs) -> dict[str, float]:
+    """Accuracy on each split and their mean, as fractions.
+
+    Raises:
+      ConfigError: where a split has no test videos, or training videos of fewer than two classes.
+    """
+    metrics = {}
+    for number, codes in enumerate(outputs["splits"].T, start=1):
+        train, test = codes == 1, codes == 2
+        classes = len(np.unique(outputs["label"][train]))
+        if classes < 2 or not test.any():
+            raise ConfigError(
+                f"config.linear.{name}: split {number} has training videos of {classes} classes and {test.sum()} test "
+                "videos; expected two classes and one video at least"
+            )
+        metrics[f"accuracy/split{number}"] = linear_probe(outputs["features"], outputs["label"], train, test).accuracy
+    return {"accuracy/mean": float(np.mean(list(metrics.values()))), **metrics, "videos": float(len(outputs["label"]))}

@@ -1,0 +1,172 @@
+"""Checking raw and prepared data: nothing is written, what is wrong is told in words, by reason."""
+
+import collections
+import dataclasses
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from vlm_jax.data import records
+from vlm_jax.data.pipeline import Split
+from vlm_jax.data.records import DataError
+from vlm_jax.progress import Progress
+
+EXAMPLES = 5
+"""Of each reason that are printed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Attributes:
+      reason: Which of the reasons.
+      detail: The file or record, and what was found.
+    """
+
+    reason: str
+    detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """Words for a kind of problem.
+
+    Attributes:
+      one: What follows the number 1, such as 'video is missing'.
+      many: What follows other numbers.
+      advice: What to do about it.
+    """
+
+    one: str
+    many: str
+    advice: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What was looked at, by name in the plural, and what is wrong with it."""
+
+    counts: Mapping[str, int]
+    problems: Sequence[Problem] = ()
+
+
+CheckRecord = Callable[[Mapping[str, Any], Mapping[str, Any], float], Iterable[Problem]]
+"""(record by feature, encoded frames not decoded; protocol; its weight in the index) -> what is wrong.
+
+A problem's detail need not name the record. TensorFlow's errors and `DataError` mean frames that cannot be decoded."""
+
+PREPARED = {
+    "shard": Reason(
+        "shard is missing, damaged or does not fit its index",
+        "shards are missing, damaged or do not fit their index",
+        "delete it (.tfrecord- and .index-) and run the preparation again; it makes what is missing",
+    ),
+    "frames": Reason(
+        "record has frames that cannot be decoded",
+        "records have frames that cannot be decoded",
+        "delete its shard (.tfrecord- and .index-) and run the preparation again",
+    ),
+}
+"""Reasons that every prepared data set has."""
+
+
+def check_each(function: Callable[[Any], Found], tasks: Sequence[Any], workers: int, label: str) -> Iterator[Found]:
+    """Calls a function on every task, in order, with a progress bar; function and tasks can be pickled."""
+    with Progress(label, len(tasks)) as progress:
+        if workers > 1 and len(tasks) > 1:
+            with ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
+                for found in pool.map(function, tasks, chunksize=max(1, min(16, len(tasks) // (4 * workers)))):
+                    progress.advance()
+                    yield found
+        else:
+            for task in tasks:
+                found = function(task)
+                progress.advance()
+                yield found
+
+
+def report(name: str, found: Iterable[Found], reasons: Mapping[str, Reason]) -> bool:
+    """Prints what was looked at and what is wrong, the first few of each reason. Returns whether all is well."""
+    counts: collections.Counter[str] = collections.Counter()
+    numbers: collections.Counter[str] = collections.Counter()
+    examples: dict[str, list[str]] = collections.defaultdict(list)
+    for part in found:
+        counts.update(part.counts)
+        for problem in part.problems:
+            numbers[problem.reason] += 1
+            if len(examples[problem.reason]) < EXAMPLES:
+                examples[problem.reason].append(problem.detail)
+    counts["problems"] = sum(numbers.values())
+    looked = [f"{number or 'no'} {what.removesuffix('s') if number == 1 else what}" for what, number in counts.items()]
+    print(f"{name}: {', '.join(looked[:-1]) or 'nothing'} checked, {looked[-1]}")
+    for key, number in numbers.most_common():
+        reason = reasons[key]
+        print(f"{number} {reason.one if number == 1 else reason.many}: {reason.advice}")
+        for detail in examples[key]:
+            print(f"  {detail}")
+        if number > EXAMPLES:
+            print(f"  and {number - EXAMPLES} more")
+    return not numbers
+
+
+def check_prepared(directory: Path, check_record: CheckRecord, workers: int) -> Iterator[Found]:
+    """Checks every record of every split: checksums, index, content.
+
+    Raises:
+      DataError: where the folder holds no data set.
+    """
+    content = records.read_protocol(directory)
+    tasks, broken = [], []
+    for name in content["splits"]:
+        split = Split(directory, name)
+        for number, path in enumerate(split.paths):
+            try:
+                index = split.index(number)
+            except DataError as error:
+                broken.append(Problem("shard", str(error)))
+                continue
+            tasks.append((path, index, split.protocol, check_record))
+    yield Found({"splits": len(content["splits"])}, broken)
+    yield from check_each(_check_shard, tasks, workers, f"checking {content['name']}, shards")
+
+
+def _check_shard(task: tuple[Path, Any, Mapping[str, Any], CheckRecord]) -> Found:
+    path, index, protocol, check_record = task
+    features = tfds.features.FeaturesDict.from_config(str(path.parent))
+    undecoded = {
+        name: tfds.decode.SkipDecoding()
+        for name, feature in features.items()
+        if isinstance(getattr(feature, "feature", feature), tfds.features.Image)
+    }
+    problems, offset, count = [], 0, 0
+    try:
+        for count, serialised in enumerate(tf.data.TFRecordDataset(str(path)), start=1):
+            if count > len(index) or offset != index["offset"][count - 1]:
+                problems.append(Problem("shard", f"{path}: the record at byte {offset} is not in the index"))
+                break
+            place = f"{path}: record at byte {offset}"
+            try:
+                record = features.deserialize_example(serialised, decoders=undecoded)
+                record = {name: value.numpy() for name, value in record.items()}
+                weight = float(index["weight"][count - 1])
+                problems += [
+                    Problem(problem.reason, f"{place}: {problem.detail}")
+                    for problem in check_record(record, protocol, weight)
+                ]
+            except (tf.errors.InvalidArgumentError, DataError) as error:
+                problems.append(Problem("frames", f"{place}: {records.plain(error)}"))
+            offset += len(serialised.numpy()) + 16
+        else:
+            if count < len(index):
+                problems.append(Problem("shard", f"{path}: {count} records, its index has {len(index)}"))
+    except tf.errors.NotFoundError:
+        problems.append(Problem("shard", f"{path}: no such file"))
+    except tf.errors.DataLossError:
+        problems.append(Problem("shard", f"{path}: damaged after byte {offset}"))
+    return Found({"shards": 1, "records": count}, problems)

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# MIL-NCE on the made world: K = 4 against K = 1, one run a seed: bash launch/milnce_shapes.sh [SEED ...]
+# Seeds 1 2 3 take about an hour on two cores. The same command again goes on where it was stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+. launch/environment.sh
+. launch/shapes_data.sh
+make_environment "cpu,data,video,figures"
+
+python=.venv/bin/python
+[ $# -gt 0 ] || set -- 1 2 3
+
+echo "== the made world: videos, narration, queries, shards"
+prepare_shapes runs/data/shapes 300 60
+cat runs/data/shapes/world/test/ceilings.json
+workdirs=()
+for seed in "$@"; do
+    for candidates in 4 1; do
+        workdir=runs/shapes/K=$candidates-$seed
+        workdirs+=("$workdir")
+        echo "== training with K = $candidates, seed $seed"
+        $python launch/train.py --config configs/milnce_shapes.py --workdir "$workdir" \
+            --config.seed="$seed" --config.clips.num_candidates=$candidates
+        $python launch/evaluate.py --config configs/milnce_shapes.py --workdir "$workdir"
+    done
+done
+echo "== means over seeds, standard deviation, least and greatest"
+$python launch/figures.py seeds --workdirs "${workdirs[@]}" --evaluators shapes shapes_shuffled shapes_reversed \
+    --metrics R@1 R@5 R@10 median_rank
