@@ -66,6 +66,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.schedule.warmup_steps = 10000
     config.checkpoint.every_epochs = 1
     config.checkpoint.keep = 10
+    config.checkpoint.keep_best = 1
+    config.checkpoint.best_metric = "youcook2/R@10"
+    # Without YouCook2: --config.evaluate.names="()" --config.checkpoint.keep_best=0
+    config.evaluate.names = ("youcook2",)
     config.evaluate.every_epochs = 2
     config.retrieval = ConfigDict(
         {
@@ -93,6 +97,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.embedding_dim, config.model.text_hidden_dim = 32, 64
         config.schedule.warmup_steps = 2
         config.checkpoint.every_steps, config.checkpoint.every_epochs = 3, 0
-        config.evaluate.every_epochs = 0
+        config.checkpoint.keep_best, config.checkpoint.best_metric = 0, ""
+        config.evaluate.every_epochs, config.evaluate.names = 0, ()
         config.retrieval, config.linear = ConfigDict({}), ConfigDict({})
     return config

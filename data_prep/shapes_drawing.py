@@ -48,8 +48,6 @@ def _draw(picture: np.ndarray, form: str, colour: Sequence[int], pose: Pose) -> 
 
 def _gauge(form: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How large a shape must be to reach a point: its circle's radius where the point is on the outline."""
-    if form == "square":
-        return np.maximum(abs(x), abs(y)) * math.sqrt(2)
     if form == "cross":
         wide, narrow = np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y))
         return np.maximum(wide, narrow / 0.3) * math.hypot(1, 0.3)

@@ -87,7 +87,7 @@ def moments(scenes: Sequence[Scene]) -> list[tuple[float, float, str]]:
 def questions(rng: np.random.Generator, scenes: Sequence[Scene]) -> Iterator[Question]:
     """Questions about every scene; a wrong option is always the same action backwards or in another order."""
     for scene in scenes:
-        made = [_what(rng, scene), _who(scene), _after(rng, scene), _count(scene)]
+        made = [_what(rng, scene), _who(rng, scene), _after(rng, scene), _count(scene)]
         for question, answer, wrong in filter(None, made):
             wrong = [option for option in dict.fromkeys(wrong) if option != answer][:4]
             options = [answer, *wrong]
@@ -109,14 +109,14 @@ def _what(rng: np.random.Generator, scene: Scene) -> Made:
     )
 
 
-def _who(scene: Scene) -> Made:
-    """The colour of who does something, where that is one colour only and others are there."""
+def _who(rng: np.random.Generator, scene: Scene) -> Made:
+    """Who does something that nobody else does, where others are there."""
     for event in scene.events:
-        doing = {other.actor.colour for other in scene.events if other.action == event.action}
-        colours = [character.colour for character in scene.poses if character != event.actor]
-        if len(doing) == 1 and colours and event.partner is None:
-            rest = [colour for colour in COLOURS if colour not in colours]
-            return f"which colour {PHRASES[event.action][0]}", event.actor.colour, [*colours, *rest]
+        doing = {other.actor for other in scene.events if other.action == event.action}
+        there = [character for character in scene.poses if character != event.actor]
+        if len(doing) == 1 and there and event.partner is None:
+            others = [Character(colour, form) for colour in rng.permutation(list(COLOURS)) for form in FORMS]
+            return f"who {PHRASES[event.action][0]}", name(event.actor), [name(other) for other in (*there, *others)]
     return None
 
 

@@ -16,10 +16,8 @@ COLOURS = {
     "green": (50, 190, 70),
     "blue": (60, 90, 235),
     "yellow": (240, 215, 50),
-    "purple": (170, 60, 200),
-    "white": (240, 240, 240),
 }
-FORMS = ("square", "triangle", "star", "cross")
+FORMS = ("triangle", "star", "cross")
 ACTIONS = ("right", "left", "up", "down", "clockwise", "counterclockwise", "grow", "shrink", "appear", "vanish")
 ACTIONS += ("meet", "leave")
 """Numbers 2n and 2n + 1 are a reversible pair."""

@@ -12,7 +12,7 @@ python=.venv/bin/python
 [ $# -gt 0 ] || set -- 1 2 3
 
 echo "== the made world: videos, narration, queries, shards"
-prepare_shapes runs/data/shapes 300 60
+prepare_shapes runs/data/shapes 600 60
 cat runs/data/shapes/world/test/ceilings.json
 workdirs=()
 for seed in "$@"; do

@@ -1,4 +1,5 @@
 import csv
+import itertools
 import shutil
 
 import numpy as np
@@ -182,3 +183,17 @@ def test_sets_of_another_kind_are_refused(queries, labelled):
         milnce_evaluation.classification_pipeline(queries, "test", 2, 4, 32, DataShard())
     with pytest.raises(DataError, match=r"prepared with kind = 'milnce_classification', .* 'milnce_retrieval'"):
         retrieval(labelled / "made", 2, split="videos")
+
+
+@pytest.mark.parametrize("order", ["shuffled", "reversed"])
+def test_frames_in_another_order(queries, order):
+    """The same frames; whatever the batch, each item is shuffled in its own way."""
+    filmed = next(iter(retrieval(queries, 4)))["video"]
+    video = next(iter(retrieval(queries, 4, frame_order=order)))["video"]
+    alone = [batch["video"][0] for batch in itertools.islice(retrieval(queries, 1, frame_order=order), 4)]
+    np.testing.assert_array_equal(video, alone)
+    assert not np.array_equal(video, filmed)
+    if order == "reversed":
+        np.testing.assert_array_equal(video, filmed[:, :, ::-1])
+    for theirs, ours in zip(filmed.reshape(-1, *filmed.shape[2:]), video.reshape(-1, *video.shape[2:]), strict=True):
+        assert sorted(frame.tobytes() for frame in theirs) == sorted(frame.tobytes() for frame in ours)

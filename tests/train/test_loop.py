@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import jax
@@ -76,13 +75,14 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path, capsys):
     slow = toy.Batches.__iter__
 
     def delayed(self):
-        for batch in slow(self):
+        for number, batch in enumerate(slow(self)):
             time.sleep(0.01)
+            if number == 50:
+                os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
     toy.Batches.__iter__ = delayed
     try:
-        threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
         stopped = run(tmp_path / "parts", steps=2000, checkpoint__every_steps=5000, schedule__learning_rate=1e-3)
     finally:
         toy.Batches.__iter__ = slow
@@ -93,6 +93,12 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path, capsys):
     end = step + 5
     resumed = run(tmp_path / "parts", steps=end, schedule__learning_rate=1e-3)
     assert same(resumed, run(tmp_path / "whole", steps=end, schedule__learning_rate=1e-3))
+
+
+def test_an_unknown_evaluation_is_told_at_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"config.evaluate.names: 'helt' is not one of held"):
+        run(tmp_path, steps=8, evaluate__names=("helt",))
+    assert not tmp_path.joinpath("metrics.jsonl").exists()
 
 
 def test_best_checkpoint_outlives_the_latest(tmp_path):

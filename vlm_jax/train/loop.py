@@ -34,6 +34,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
 
     Raises:
       TrainingError: naming the step where the loss is not finite; the last checkpoint before it stays.
+      ConfigError: for a batch larger than an epoch, or an evaluation that the task does not have.
     """
     first = jax.process_index() == 0
     mesh = sharding.make_mesh(config.mesh)
@@ -46,6 +47,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
             f"config.batch_size: {config.batch_size} is more than the {pipeline.epoch_examples()} examples of an epoch"
         )
     total = config.steps or config.epochs * per_epoch
+    _check_evaluators(task, config, shard)
     if first:
         workdir.mkdir(parents=True, exist_ok=True)
         configs.write(config, workdir / "config.json")
@@ -118,6 +120,15 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
         log.close()
         stop.restore()
     return state
+
+
+def _check_evaluators(task: Task, config: ConfigDict, shard: DataShard) -> None:
+    """Opens the data of every evaluation to come: what is missing is told now, not hours later."""
+    for name in config.evaluate.names:
+        if name not in task.evaluators:
+            known = ", ".join(task.evaluators) or "none"
+            raise configs.ConfigError(f"config.evaluate.names: {name!r} is not one of {known}")
+        task.evaluators[name].data(shard)
 
 
 class _Window:
