@@ -12,12 +12,14 @@ import _cli
 import jax
 
 from vlm_jax import config as configs
-from vlm_jax.interop import torch_files
+from vlm_jax.interop import paddle_files, torch_files
 from vlm_jax.tasks.task import get_task
 from vlm_jax.train.checkpoint import checkpoint_folder, read_origin, restore_variables, save_variables
 
-CONFIGS = {"milnce": "configs/milnce_howto100m.py"}
+CONFIGS = {"ctrl": "configs/ctrl_tacos.py", "milnce": "configs/milnce_howto100m.py"}
 """The config whose sizes a system's published checkpoints have."""
+FILES = {".pdparams": paddle_files}
+"""Who reads and writes files of an ending; torch's are all others."""
 
 
 def main() -> None:
@@ -34,7 +36,7 @@ def main() -> None:
 def forward(arguments: argparse.Namespace) -> None:
     """Reference file -> our checkpoint."""
     names = importlib.import_module(f"vlm_jax.interop.{arguments.system}")
-    source = names.state_dict(torch_files.load(arguments.source))
+    source = names.state_dict(FILES.get(arguments.source.suffix, torch_files).load(arguments.source))
     config = configs.load(str(Path(__file__).parent.parent / CONFIGS[arguments.system]))
     for section, options in names.model_options(source).items():
         config[section].update(options)
@@ -52,7 +54,7 @@ def reverse(arguments: argparse.Namespace) -> None:
     variables = restore_variables(arguments.source, get_task(config).abstract_variables())
     source = names.to_state_dict(jax.device_get(variables))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    torch_files.save(arguments.output, source)
+    FILES.get(arguments.output.suffix, torch_files).save(arguments.output, source)
     origin = read_origin(arguments.source).get("source", checkpoint_folder(arguments.source))
     print(f"{arguments.output}: {len(source)} arrays of {origin}")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-TASKS = ("milnce",)
+TASKS = ("milnce", "ctrl")
 """Systems that `config.task` may name: modules of `vlm_jax.tasks`."""
 
 
@@ -38,6 +38,8 @@ def base_config() -> ConfigDict:
                 "b1": 0.9,
                 "b2": 0.999,
                 "epsilon": 1e-8,
+                # Of adam and adamw: epsilon joins sqrt(v) before the corrections of the first steps, not after them.
+                "epsilon_before_correction": False,
                 "momentum": 0.9,
                 "nesterov": False,
                 "weight_decay": 0.0,

@@ -1,5 +1,7 @@
 """Update rules worked by hand, and groups of parameters."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,19 @@ def test_adam_adds_decay_to_the_gradient_and_adamw_to_the_weight():
     np.testing.assert_allclose(adam["head"]["kernel"], [3.0 - 0.1], rtol=1e-5)
     adamw = updates(1, name="adamw", weight_decay=0.01)
     np.testing.assert_allclose(adamw["head"]["kernel"], [3.0 - 0.1 - 0.1 * 0.01 * 3.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_epsilon_before_or_after_the_corrections(steps):
+    # All gradients alike: m = (1 - b1^t) g and v = (1 - b2^t) g^2, so only epsilon tells the two forms apart.
+    g, epsilon, rate = 0.4, 0.5, 0.1
+    corrected = [math.sqrt(1 - 0.999**t) for t in range(1, steps + 1)]
+    before = 3.0 - sum(rate * g / (g + epsilon / root) for root in corrected)
+    after = 3.0 - steps * rate * g / (g + epsilon)
+    for flag, expected in ((True, before), (False, after)):
+        ours = updates(steps, name="adam", epsilon=epsilon, epsilon_before_correction=flag)
+        np.testing.assert_allclose(ours["head"]["kernel"], [expected], rtol=1e-6)
+    assert before - after > 0.04
 
 
 def test_groups_first_match_wins():

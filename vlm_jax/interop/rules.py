@@ -39,6 +39,9 @@ LINEAR = _permutation(1, 0)  # [O, I] <-> [I, O]
 CONV1D = _permutation(2, 1, 0)  # [O, I, K] <-> [K, I, O]
 CONV2D = _permutation(2, 3, 1, 0)  # [O, I, H, W] <-> [H, W, I, O]
 CONV3D = _permutation(2, 3, 4, 1, 0)  # [O, I, T, H, W] <-> [T, H, W, I, O]
+POINTWISE = Transform(lambda array: array[..., 0].T, lambda array: array.T[..., None])  # [O, I, 1] <-> [I, O]
+VECTOR = Transform(lambda array: array.reshape(-1), lambda array: array.reshape(1, -1, 1))  # [1, C, 1] <-> [C]
+WINDOW_BIAS = Transform(lambda array: array[0, 0], lambda array: array[None, None])  # [1, 1, H, W] <-> [H, W]
 
 
 @dataclasses.dataclass(frozen=True)

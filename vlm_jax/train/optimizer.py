@@ -1,5 +1,6 @@
 """Optimisers with torch's update rules, over groups of parameters chosen by regular expressions."""
 
+import math
 import re
 
 import jax
@@ -36,9 +37,9 @@ def make_optimizer(config: ConfigDict, schedule: Schedule, params: Params) -> op
         momentum = optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
         rule = [_add_decay(decays), momentum]
     elif config.name == "adam":
-        rule = [_add_decay(decays), optax.scale_by_adam(config.b1, config.b2, config.epsilon)]
+        rule = [_add_decay(decays), _scale_by_adam(config)]
     else:
-        rule = [optax.scale_by_adam(config.b1, config.b2, config.epsilon), _add_decay(decays)]
+        rule = [_scale_by_adam(config), _add_decay(decays)]
     return optax.chain(*rule, _scale_by(factors), optax.scale_by_learning_rate(schedule))
 
 
@@ -71,6 +72,27 @@ def _by_group(config: ConfigDict, params: Params) -> tuple[PyTree, PyTree]:
         decays.append(match[2] if match else config.weight_decay)
     structure = jax.tree.structure(params)
     return jax.tree.unflatten(structure, factors), jax.tree.unflatten(structure, decays)
+
+
+def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
+    """Adam's direction, with epsilon after the bias corrections or before them (TensorFlow 1, Paddle 1)."""
+    plain = optax.scale_by_adam(config.b1, config.b2, config.epsilon)
+    if not config.epsilon_before_correction:
+        return plain
+    b1, b2 = config.b1, config.b2
+
+    def update(updates: PyTree, state: optax.ScaleByAdamState, params: PyTree = None) -> tuple[PyTree, PyTree]:
+        del params
+        count = optax.safe_increment(state.count)
+        mu = jax.tree.map(lambda mean, gradient: b1 * mean + (1 - b1) * gradient, state.mu, updates)
+        nu = jax.tree.map(lambda mean, gradient: b2 * mean + (1 - b2) * jnp.square(gradient), state.nu, updates)
+        # 1 - b^t, which float32 would round coarsely for b near 1.
+        first, second = (-jnp.expm1(count * math.log(b)) if b else jnp.ones(()) for b in (b1, b2))
+        scale = jnp.sqrt(second) / first
+        updates = jax.tree.map(lambda m, v: scale.astype(m.dtype) * m / (jnp.sqrt(v) + config.epsilon), mu, nu)
+        return updates, optax.ScaleByAdamState(count, mu, nu)
+
+    return optax.GradientTransformation(plain.init, update)
 
 
 def _add_decay(decays: PyTree) -> optax.GradientTransformation:

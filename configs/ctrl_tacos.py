@@ -1,0 +1,93 @@
+"""CTRL on TACoS. Variants:
+
+(default)  PaddlePaddle/models release/1.8 (`PaddleCV/video/configs/tall.yaml`): 25 epochs of batches of 56
+original   jiyanggao/TALL: biases, 20000 steps at a higher rate, no clipping, no moment twice in a batch
+smoke      a few steps of a small model on made-up data
+"""
+
+from ml_collections import ConfigDict
+
+from vlm_jax.config import base_config
+
+VARIANTS = ("original", "smoke")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant."""
+    config = base_config()
+    config.task = "ctrl"
+    config.batch_size = 56
+    config.epochs = 25
+    config.matmul_precision = "highest"
+    config.data.made = False
+    config.data.windows = "data/tacos/windows_train"
+    config.data.queries = "data/tacos/queries"
+    config.data.split = "train"
+    # A window trains with a moment if they overlap by more than this and less of it than that lies outside.
+    config.data.min_overlap = 0.5
+    config.data.max_outside = 0.15
+    # Whether a batch may hold two windows of one moment, each of which is then a wrong one for the other's sentence.
+    config.data.unique_clips = False
+    # Frames that stand around a window: `context_num` stretches of `context_size` frames on each side; 'exact' or
+    # 'nearest' says which windows stand for them.
+    config.data.context_num = 1
+    config.data.context_size = 128
+    config.data.context = "exact"
+    config.model = ConfigDict(
+        {
+            "visual_dim": 3 * 4096,
+            "sentence_dim": 4800,
+            "dim": 1024,
+            "hidden_dim": 1000,
+            "use_bias": False,
+            "normalisation": "added",
+            "projection_std": 1.0,
+            # 0 is sqrt(2 / inputs).
+            "head_std": 0.0,
+            "factored": True,
+            "dtype": "float32",
+        }
+    )
+    # A right pair weighs positive_weight + alpha, a wrong one alpha, which is 1 / batch_size where it is 0.
+    config.loss = ConfigDict({"positive_weight": 1.0, "alpha": 0.0, "regression_weight": 0.01})
+    config.optimizer.epsilon_before_correction = True
+    config.optimizer.clip_norm = 5.0
+    config.schedule.learning_rate = 1e-3
+    config.checkpoint.every_epochs = 1
+    config.evaluate.every_epochs = 1
+    config.evaluate.names = ("tacos",)
+    config.evaluate.batch_size = 256
+    config.moments = ConfigDict(
+        {
+            "tacos": {
+                "windows": "data/tacos/windows_test",
+                "queries": "data/tacos/queries",
+                "split": "test",
+                "thresholds": (0.1, 0.3, 0.5, 0.7),
+                "ks": (1, 5, 10),
+                # Sentences of videos without windows are left out, as the reference does, or count as wrong.
+                "count_videos_without_windows": False,
+            }
+        }
+    )
+    # Sentences and windows that evaluation compares at the same time.
+    config.tile = ConfigDict({"sentences": 16, "windows": 256})
+    if variant == "original":
+        config.epochs, config.steps = 0, 20000
+        config.data.unique_clips = True
+        config.model.use_bias, config.model.normalisation, config.model.head_std = True, "floor", 0.01
+        config.optimizer.clip_norm = 0.0
+        config.schedule.learning_rate = 5e-3
+        config.checkpoint.every_epochs, config.checkpoint.every_steps = 0, 2000
+        config.evaluate.every_epochs, config.evaluate.every_steps = 0, 2000
+        config.moments.tacos.thresholds = (0.1, 0.2, 0.3, 0.4, 0.5)
+        config.moments.tacos.count_videos_without_windows = True
+    elif variant == "smoke":
+        config.batch_size, config.epochs, config.steps, config.log_every = 8, 0, 6, 1
+        config.data.made = True
+        config.model.visual_dim, config.model.sentence_dim = 24, 10
+        config.model.dim, config.model.hidden_dim = 16, 12
+        config.checkpoint.every_steps, config.checkpoint.every_epochs = 3, 0
+        config.evaluate.every_epochs, config.evaluate.names = 0, ()
+        config.moments = ConfigDict({})
+    return config

@@ -1,0 +1,63 @@
+"""Reads and writes Paddle's `.pdparams` files without Paddle, running nothing that a file asks for."""
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from vlm_jax.interop.torch_files import TorchFileError, load_pickle
+
+
+class PaddleFileError(ValueError):
+    """A file that cannot be read: one line with the file's name, and what was wrong."""
+
+
+def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a `.pdparams` or `.pdopt` file, which is a pickled dict, by name.
+
+    Other entries under a name are metadata and are left out. The pickle is read as `torch_files.load_pickle` reads it:
+    only what makes arrays and plain containers is ever called.
+
+    Raises:
+      PaddleFileError: for an older form (a folder with a file per variable, or variables one after the other without
+        names), a damaged file, another pickle, or one that asks for anything beyond arrays.
+    """
+    if Path(path).is_dir():
+        raise PaddleFileError(
+            f"{path}: a folder (one file per variable, as fluid.io.save_params writes); expected one .pdparams file"
+        )
+    try:
+        with open(path, "rb") as stream:
+            begin = stream.read(4)
+    except OSError as error:
+        raise PaddleFileError(f"{path}: {error.strerror or error}") from None
+    if begin == bytes(4):
+        raise PaddleFileError(
+            f"{path}: variables without names (as fluid.io.save_persistables writes); expected a pickled .pdparams file"
+        )
+    try:
+        content = load_pickle(path, "latin1")
+    except TorchFileError as error:
+        raise PaddleFileError(str(error).replace("not a torch file", "not a .pdparams file")) from None
+    if not isinstance(content, dict):
+        raise PaddleFileError(f"{path}: expected a pickled dict of arrays, found a {type(content).__name__}")
+    arrays = {}
+    for key, value in content.items():
+        name = key.decode("latin1") if isinstance(key, bytes) else key
+        if isinstance(name, str) and isinstance(value, np.ndarray) and value.dtype != object:
+            arrays[name] = value
+    if not arrays:
+        raise PaddleFileError(f"{path}: a pickled dict without arrays; expected a .pdparams file")
+    return arrays
+
+
+def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as a `.pdparams` file (pickle protocol 2), under a temporary name that is then changed."""
+    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(pickle.dumps({name: np.asarray(array) for name, array in arrays.items()}, protocol=2))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
