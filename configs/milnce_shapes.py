@@ -1,7 +1,7 @@
 """MIL-NCE on the made world: does a small S3D learn what happens from narration that is seconds off? Variants:
 
 (default)  four candidates a clip; --config.clips.num_candidates=1 is ordinary contrastive training
-short      a quarter of the steps, for the quickstart
+short      300 steps, for the quickstart
 smoke      a few steps on made-up data
 
 In the made world left and right, and forwards and backwards, mean something: clips are never mirrored.
@@ -19,7 +19,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base_config()
     config.task = "milnce"
     config.batch_size = 64
-    config.steps = 1000
+    config.steps = 900
     data = "runs/data/shapes_short" if variant == "short" else "runs/data/shapes"
     config.data.directory = f"{data}/train"
     config.data.made = False
@@ -62,9 +62,9 @@ def get_config(variant: str = "") -> ConfigDict:
     )
     config.loss = ConfigDict({"divide_gradient_by_groups": True})
     config.schedule.name = "cosine"
-    config.schedule.learning_rate = 1e-3
+    config.schedule.learning_rate = 2e-3
     config.schedule.warmup_steps = 50
-    config.checkpoint.every_steps = 250
+    config.checkpoint.every_steps = 300
     config.checkpoint.keep = 2
     held_out = {"directory": f"{data}/test", "split": "test", "windows": 2}
     config.retrieval = ConfigDict(
@@ -77,8 +77,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.linear = ConfigDict({})
     config.evaluate.names = ("shapes",)
     if variant == "short":
-        config.steps = 250
-        config.checkpoint.every_steps = 250
+        config.steps = 300
         config.evaluate.at_start = True
         config.evaluate.names = ("shapes",)
     elif variant == "smoke":

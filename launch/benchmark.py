@@ -13,6 +13,7 @@ import _cli
 import jax
 from ml_collections import ConfigDict
 
+from vlm_jax.config import ConfigError
 from vlm_jax.tasks.made_data import MadePipeline
 from vlm_jax.tasks.task import get_task
 from vlm_jax.train import hardware, sharding
@@ -25,11 +26,15 @@ def main() -> None:
     parser = _cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20, help="steps to time, after two that are not counted")
     parser.add_argument("--input", action="store_true", help="the input pipeline instead of the step")
+    parser.add_argument("--bucket", help="of the lengths that the task has (default: the first)")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     arguments, config = _cli.parse(parser)
     sharding.initialize()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    figures = (time_input if arguments.input else time_step)(config, arguments.steps)
+    if arguments.input:
+        figures = time_input(config, arguments.steps)
+    else:
+        figures = time_step(config, arguments.steps, arguments.bucket)
     if jax.process_index():
         return
     if arguments.json:
@@ -39,19 +44,25 @@ def main() -> None:
             print(f"{name:<22} {value:.6g}" if isinstance(value, float) else f"{name:<22} {value}")
 
 
-def time_step(config: ConfigDict, steps: int) -> Mapping[str, object]:
-    """Compiles and times the training step on one resident batch."""
+def time_step(config: ConfigDict, steps: int, bucket: str | None) -> Mapping[str, object]:
+    """Compiles and times the training step on one resident batch.
+
+    Raises:
+      ConfigError: for a bucket that the task does not have.
+    """
     task = get_task(config)
+    bucket = next(iter(task.batch_specs)) if bucket is None else bucket
+    if bucket not in task.batch_specs:
+        raise ConfigError(f"--bucket: {bucket!r} is not one of {', '.join(task.batch_specs)}")
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config)
     setup = prepare(task, config, mesh, total_steps=config.steps or 1000, steps_per_epoch=100)
     began = time.monotonic()
-    compiled = compile_step(setup, abstract_batch(task, mesh))
+    compiled = compile_step(setup, abstract_batch(task, mesh, bucket))
     compile_seconds = time.monotonic() - began
     state = setup.create(jax.random.key(config.seed))
     shard = DataShard(jax.process_index(), jax.process_count(), config.batch_size, config.seed)
-    (specs,) = task.batch_specs.values()
-    batch = sharding.shard_batch(mesh, next(iter(MadePipeline(specs, shard))))
+    batch = sharding.shard_batch(mesh, next(iter(MadePipeline(task.batch_specs[bucket], shard))))
     seconds = []
     for number in range(steps + 2):
         began = time.monotonic()

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
@@ -20,7 +21,7 @@ from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.checkpoint import Checkpoints, restore_variables
 from vlm_jax.train.hardware import peak_flops, step_flops
 from vlm_jax.train.metrics_log import MetricsLog
-from vlm_jax.train.setup import Setup, abstract_batch, compile_step, prepare
+from vlm_jax.train.setup import Setup, compile_step, prepare
 from vlm_jax.train.state import TrainState
 from vlm_jax.types import DataShard, Pipeline, PyTree, Variables
 
@@ -68,13 +69,10 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
             _say(first, f"started from the variables of {config.init_from}")
     start = int(state.step)
 
-    _say(first, f"{task.name}: {total} steps of {config.batch_size} examples on {_devices()}; compiling")
-    began = time.monotonic()
-    compiled = compile_step(setup, abstract_batch(task, mesh))
-    _say(first, f"compiled in {time.monotonic() - began:.0f} s")
-
+    _say(first, f"{task.name}: {total} steps of {config.batch_size} examples on {_devices()}")
     log = MetricsLog(workdir, start, enabled=first)
-    window = _Window(log, config.batch_size, per_epoch, step_flops(compiled), peak_flops())
+    window = _Window(log, config.batch_size, per_epoch, peak_flops())
+    steps = _Steps(setup, window, first)
     stop = _StopSignal()
 
     def run_evaluators(step: int) -> dict[str, float]:
@@ -99,10 +97,11 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
                 waiting = time.monotonic()
                 batch = next(batches)
                 window.waited += time.monotonic() - waiting
+                compiled, flops = steps.for_batch(batch)
                 state, metrics = compiled(state, batch)
                 step += 1
                 position += config.batch_size
-                window.add(metrics)
+                window.add(metrics, flops)
                 if step % config.log_every == 0 or step == total:
                     progress.advance(step - progress.done, f"loss {window.flush(step):.4f}")
                 last = step == total
@@ -131,16 +130,37 @@ def _check_evaluators(task: Task, config: ConfigDict, shard: DataShard) -> None:
         task.evaluators[name].data(shard)
 
 
+class _Steps:
+    """The step, compiled once for every length bucket, when its first batch comes."""
+
+    def __init__(self, setup: Setup, window: "_Window", first: bool) -> None:
+        self.setup, self.window, self.first = setup, window, first
+        self.compiled: dict[tuple[tuple[int, ...], ...], tuple[Compiled, float]] = {}
+
+    def for_batch(self, batch: PyTree) -> tuple[Compiled, float]:
+        """The step for a batch of these shapes, and its floating-point operations."""
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+        if shapes not in self.compiled:
+            began = time.monotonic()
+            compiled = compile_step(self.setup, batch)
+            self.compiled[shapes] = compiled, step_flops(compiled)
+            seconds = time.monotonic() - began
+            self.window.began += seconds  # no part of the training rate
+            _say(self.first, f"compiled in {seconds:.0f} s")
+        return self.compiled[shapes]
+
+
 class _Window:
     """Metrics since the last log line; reads them from the device only when it writes."""
 
-    def __init__(self, log: MetricsLog, batch_size: int, per_epoch: int, flops: float, peak: float | None) -> None:
-        self.log, self.batch_size, self.per_epoch, self.flops, self.peak = log, batch_size, per_epoch, flops, peak
+    def __init__(self, log: MetricsLog, batch_size: int, per_epoch: int, peak: float | None) -> None:
+        self.log, self.batch_size, self.per_epoch, self.peak = log, batch_size, per_epoch, peak
         self.metrics: list[dict[str, jax.Array]] = []
-        self.waited, self.began, self.loss = 0.0, time.monotonic(), float("nan")
+        self.flops, self.waited, self.began, self.loss = 0.0, 0.0, time.monotonic(), float("nan")
 
-    def add(self, metrics: dict[str, jax.Array]) -> None:
+    def add(self, metrics: dict[str, jax.Array], flops: float) -> None:
         self.metrics.append(metrics)
+        self.flops += flops
 
     def flush(self, step: int) -> float:
         """Writes the window's line and returns its mean loss.
@@ -170,10 +190,10 @@ class _Window:
         if self.per_epoch:
             line["epoch"] = step / self.per_epoch
         if self.peak:
-            line["mfu"] = self.flops * count / seconds / self.peak
+            line["mfu"] = self.flops / seconds / self.peak
         means.pop("learning_rate")
         self.log.write(step, line | means)
-        self.metrics, self.waited, self.began = [], 0.0, now
+        self.metrics, self.flops, self.waited, self.began = [], 0.0, 0.0, now
         return self.loss
 
 

@@ -78,15 +78,15 @@ def prepare(task: Task, config: ConfigDict, mesh: Mesh, *, total_steps: int, ste
     return Setup(abstract, places, create_placed, step)
 
 
-def abstract_batch(task: Task, mesh: Mesh) -> PyTree:
-    """Shapes, types and places of the global training batch."""
-    specs = next(iter(task.batch_specs.values()))
+def abstract_batch(task: Task, mesh: Mesh, bucket: str) -> PyTree:
+    """Shapes, types and places of the global training batch of a length bucket."""
+    specs = task.batch_specs[bucket]
     place = sharding.batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=place) for name, spec in specs.items()}
 
 
 def compile_step(setup: Setup, batch: PyTree) -> Compiled:
-    """Compiles the training step for a batch's shapes; the state is donated."""
+    """Compiles the training step for the shapes of a batch, which may hold values or not; the state is donated."""
     step = jax.jit(setup.step, donate_argnums=0, out_shardings=(setup.places, None))
     lowered = step.lower(setup.abstract, batch)
     if jax.default_backend() == "cpu":
