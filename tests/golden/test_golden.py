@@ -1,10 +1,12 @@
 """Runs every golden case of a folder: pytest tests/golden [--golden DIR]. A case without a checker fails."""
 
 import cases
+import check_ctrl
+import check_groundnlq
 import check_milnce
 import pytest
 
-CHECKERS = {"milnce": check_milnce.CHECKERS}
+CHECKERS = {"ctrl": check_ctrl.CHECKERS, "groundnlq": check_groundnlq.CHECKERS, "milnce": check_milnce.CHECKERS}
 
 
 def pytest_generate_tests(metafunc):

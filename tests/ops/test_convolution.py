@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_jax.ops.convolution import DIRECT, FACTORISED, convolve, space_to_depth
+from vlm_jax.ops.convolution import DIRECT, FACTORISED, convolve, convolve_depthwise, convolve_time, space_to_depth
 
 CASES = {
     "stem": ((3, 7, 7), (2, 2, 2), (1, 3, 3)),
@@ -58,3 +58,41 @@ def test_plain_stem_as_a_space_to_depth_convolution():
     folded = wide.reshape(2, 2, 4, 2, 4, 2, 3, 6).transpose(0, 2, 4, 1, 3, 5, 6, 7).reshape(2, 4, 4, 24, 6)
     ours = convolve(space_to_depth(x), folded, padding=((1, 0), (2, 1), (2, 1)))
     np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (5, 1)])
+def test_depthwise_is_one_group_a_channel_and_so_is_its_gradient(taps, stride):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 12, 6)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(taps, 6)), jnp.float32)
+
+    def grouped(x, kernel, stride):
+        layout, pad = ("NHC", "HIO", "NHC"), taps // 2
+        return jax.lax.conv_general_dilated(
+            x, kernel[:, None], (stride,), [(pad, pad)], dimension_numbers=layout, feature_group_count=6
+        )
+
+    def loss(function):
+        return lambda x, kernel: jnp.sum(jnp.sin(function(x, kernel, stride)))
+
+    results = [jax.value_and_grad(loss(function), (0, 1))(x, kernel) for function in (convolve_depthwise, grouped)]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("taps", [1, 3, 5])
+def test_over_time_in_value_and_gradient(taps):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 12, 6)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(taps, 6, 4)), jnp.float32)
+
+    def direct(x, kernel):
+        layout, pad = ("NHC", "HIO", "NHC"), taps // 2
+        return jax.lax.conv_general_dilated(x, kernel, (1,), [(pad, pad)], dimension_numbers=layout)
+
+    def loss(function):
+        return lambda x, kernel: jnp.sum(jnp.sin(function(x, kernel)))
+
+    results = [jax.value_and_grad(loss(function), (0, 1))(x, kernel) for function in (convolve_time, direct)]
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlm_jax.ops.normalisation import batch_normalise, weight_channels
+from vlm_jax.ops.normalisation import batch_normalise, layer_normalise, scale_channels, weight_channels
 from vlm_jax.ops.pixels import to_unit
 
 
@@ -44,6 +44,38 @@ def test_weight_channels_and_its_gradient():
     expected = jax.value_and_grad(lambda x, w: jnp.sum((x * w[:, None, None, None]) ** 2), (0, 1))(x, weights)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_normalise_is_the_textbook_and_so_is_its_gradient():
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        x, target = rng.normal(size=(2, 3, 10, 4))
+        scale, bias = rng.normal(size=(2, 4))
+
+        def textbook(x, scale, bias):
+            return (x - x.mean(-1, keepdims=True)) / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5) * scale + bias
+
+        def loss(normalise):
+            return lambda *arguments: jnp.sum(normalise(*arguments) * target)
+
+        ours = jax.value_and_grad(loss(lambda *a: layer_normalise(*a, 1e-5)), (0, 1, 2))(x, scale, bias)
+        expected = jax.value_and_grad(loss(textbook), (0, 1, 2))(x, scale, bias)
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_row_of_equals_has_a_finite_gradient():
+    gradient = jax.grad(lambda x: layer_normalise(x, jnp.ones(4), jnp.zeros(4), 1e-5).sum())(jnp.zeros((2, 4)))
+    assert np.isfinite(gradient).all()
+
+
+def test_scale_channels_and_its_gradient():
+    rng = np.random.default_rng(0)
+    x, scale = jnp.asarray(rng.normal(size=(2, 3, 6)), jnp.float32), jnp.asarray(rng.normal(size=6), jnp.float32)
+    ours = jax.value_and_grad(lambda x, s: jnp.sum(scale_channels(x, s) ** 2), (0, 1))(x, scale)
+    expected = jax.value_and_grad(lambda x, s: jnp.sum((x * s) ** 2), (0, 1))(x, scale)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_bytes_are_divided_exactly():

@@ -1,11 +1,15 @@
-"""Convolutions over video, in the two forms that matter for speed.
+"""Convolutions over video, in the two forms that matter for speed, and over sequences.
 
-Kernels are `[kt, kh, kw, C_in, C_out]` whatever the form, so the choice never reaches a checkpoint.
+Kernels of video are `[kt, kh, kw, C_in, C_out]` whatever the form, so the choice never reaches a checkpoint.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from vlm_jax.ops.normalisation import sum_of_products
 
 Padding = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
@@ -102,3 +106,71 @@ def space_to_depth(x: jax.Array) -> jax.Array:
         raise ValueError(f"space-to-depth needs even frames, height and width; found {time}x{height}x{width}")
     x = x.reshape(batch, time // 2, 2, height // 2, 2, width // 2, 2, channels)
     return x.transpose(0, 1, 3, 5, 2, 4, 6, 7).reshape(batch, time // 2, height // 2, width // 2, 8 * channels)
+
+
+@jax.custom_vjp
+def convolve_time(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Over time, padded with K // 2 zeros at both ends: `[B, T, C]` -> `[B, T, F]`.
+
+    One matrix product makes what every position gives to its neighbours; shifted sums collect it. No copy of the input
+    is made for each tap.
+
+    Args:
+      x: `[B, T, C]`.
+      kernel: `[K, C, F]`, K odd.
+    """
+    size, channels, features = kernel.shape
+    taps = x @ jnp.moveaxis(kernel, 0, 1).reshape(channels, size * features)
+    taps = jnp.pad(taps, ((0, 0), (size // 2, size // 2), (0, 0)))
+    length = x.shape[1]
+    return sum(taps[:, tap : tap + length, tap * features : (tap + 1) * features] for tap in range(size))
+
+
+def _convolve_time_forward(x: jax.Array, kernel: jax.Array) -> tuple:
+    return convolve_time(x, kernel), (x, kernel)
+
+
+def _convolve_time_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    size, channels, features = kernel.shape
+    # Of the outputs: copies of the inputs' gradient, three times as wide, would be transposed for the kernel's.
+    around = jnp.concatenate(_views(gradient, size, 1)[::-1], -1)
+    x_gradient = around @ kernel.transpose(0, 2, 1).reshape(size * features, channels)
+    kernel_gradient = jnp.stack([jnp.einsum("btc,btf->cf", view, gradient) for view in _views(x, size, 1)])
+    return x_gradient, kernel_gradient
+
+
+convolve_time.defvjp(_convolve_time_forward, _convolve_time_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve_depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Every channel by itself over time, padded with K // 2 zeros at both ends: `[B, T, C]` -> `[B, T / stride, C]`.
+
+    Args:
+      x: `[B, T, C]`.
+      kernel: `[K, C]`, K odd.
+      stride: Over time.
+    """
+    return sum(view * tap for view, tap in zip(_views(x, len(kernel), stride), kernel, strict=True))
+
+
+def _views(x: jax.Array, taps: int, stride: int) -> list[jax.Array]:
+    """What each tap sees."""
+    padded = jnp.pad(x, ((0, 0), (taps // 2, taps // 2), (0, 0)))
+    return [padded[:, tap : tap + x.shape[1] : stride] for tap in range(taps)]
+
+
+def _convolve_depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int) -> tuple:
+    return convolve_depthwise(x, kernel, stride), (x, kernel)
+
+
+def _convolve_depthwise_backward(stride: int, saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    views, pull = jax.vjp(lambda x: _views(x, len(kernel), stride), x)
+    wide = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    kernel_gradient = jnp.stack([sum_of_products(wide, view.astype(wide.dtype), (0, 1)) for view in views])
+    return pull([gradient * tap for tap in kernel])[0], kernel_gradient.astype(kernel.dtype)
+
+
+convolve_depthwise.defvjp(_convolve_depthwise_forward, _convolve_depthwise_backward)

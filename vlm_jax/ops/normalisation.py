@@ -1,5 +1,7 @@
 """Normalising and weighting channels, with gradients written out where automatic ones are slow."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -80,3 +82,52 @@ def _weight_channels_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Ar
 
 
 weight_channels.defvjp(_weight_channels_forward, _weight_channels_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
+    """Normalises every row `[..., C]` by its own mean and biased variance, in float32 at least; the type of `x`."""
+    return _layer_normalise_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_normalise_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple:
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = wide.mean(-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
+    out = ((wide - mean) * inverse * scale + bias).astype(x.dtype)
+    return out, (x, scale, mean, inverse)
+
+
+def _layer_normalise_backward(epsilon: float, saved: tuple, gradient: jax.Array) -> tuple:
+    x, scale, mean, inverse = saved
+    gradient = gradient.astype(mean.dtype)
+    normalised = (x.astype(mean.dtype) - mean) * inverse
+    rows = tuple(range(x.ndim - 1))
+    scaled = gradient * scale
+    slope = sum_of_products(scaled, normalised, -1)[..., None] / x.shape[-1]
+    x_gradient = (scaled - scaled.mean(-1, keepdims=True) - normalised * slope) * inverse
+    scale_gradient = sum_of_products(gradient, normalised, rows)
+    return x_gradient.astype(x.dtype), scale_gradient.astype(scale.dtype), gradient.sum(rows).astype(scale.dtype)
+
+
+layer_normalise.defvjp(_layer_normalise_forward, _layer_normalise_backward)
+
+
+@jax.custom_vjp
+def scale_channels(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Multiplies `[..., C]` by `[C]`; the type of `x`."""
+    return x * scale.astype(x.dtype)
+
+
+def _scale_channels_forward(x: jax.Array, scale: jax.Array) -> tuple:
+    return scale_channels(x, scale), (x, scale)
+
+
+def _scale_channels_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, scale = saved
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    scale_gradient = sum_of_products(gradient.astype(wide), x.astype(wide), tuple(range(x.ndim - 1)))
+    return gradient * scale.astype(x.dtype), scale_gradient.astype(scale.dtype)
+
+
+scale_channels.defvjp(_scale_channels_forward, _scale_channels_backward)

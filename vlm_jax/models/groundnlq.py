@@ -1,0 +1,395 @@
+"""GroundNLQ: a pyramid over a long video, fused with a question, from which moments are read (Hou et al. 2023).
+
+Reference: houzhijian/GroundNLQ, `libs/modeling`. Everything here is `[B, T, C]`. A mask is applied right after a
+convolution and never again: normalisation then gives its bias at positions that do not exist, and the next convolution
+sees it. That is the reference's arithmetic.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlm_jax.models.layers import compute_in, fan_in_uniform
+from vlm_jax.ops.attention import full_attention, window_attention
+from vlm_jax.ops.convolution import convolve_depthwise, convolve_time
+from vlm_jax.ops.normalisation import layer_normalise, scale_channels
+from vlm_jax.ops.pooling import max_pool
+
+EPSILON = 1e-5
+
+
+class Levels(NamedTuple):
+    """What the heads say, a list over the levels of the pyramid, finest first.
+
+    Attributes:
+      logits: `[B, T_l, N]`, one a class.
+      offsets: `[B, T_l, 2]`, distance to start and end in strides of the level, not negative.
+      masks: `[B, T_l]`.
+    """
+
+    logits: list[jax.Array]
+    offsets: list[jax.Array]
+    masks: list[jax.Array]
+
+
+class LayerNorm(nn.Module):
+    """Over channels, biased variance, in float32 at least."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., C]` -> the same."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return layer_normalise(x, scale, bias, EPSILON)
+
+
+class Dense(nn.Module):
+    """`x @ kernel + bias`, the bias 0 at first."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[..., C]` -> `[..., features]`."""
+        kernel = self.param("kernel", fan_in_uniform, (x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        x, kernel, bias = compute_in(self.dtype, x, kernel, bias)
+        return x @ kernel + bias
+
+
+class MaskedConv(nn.Module):
+    """A convolution over time, padded with zeros to keep the length, then masked."""
+
+    features: int
+    kernel_size: int
+    use_bias: bool = False
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """`[B, T, C]`, `[B, T]` -> `[B, T, features]`."""
+        kernel = self.param("kernel", fan_in_uniform, (self.kernel_size, x.shape[-1], self.features))
+        x, kernel = compute_in(self.dtype, x, kernel)
+        out = convolve_time(x, kernel)
+        if self.use_bias:
+            out = out + self.param("bias", self.bias_init, (self.features,)).astype(out.dtype)
+        return out * mask[:, :, None]
+
+
+class DepthwiseConv(nn.Module):
+    """Every channel by itself, three taps, then masked."""
+
+    stride: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """`[B, T, C]`, `[B, T / stride]` -> `[B, T / stride, C]`."""
+        kernel = self.param("kernel", fan_in_uniform, (3, 1, x.shape[-1]))
+        x, kernel = compute_in(self.dtype, x, kernel)
+        return convolve_depthwise(x, kernel[:, 0], self.stride) * mask[:, :, None]
+
+
+class SelfAttention(nn.Module):
+    """Attention whose queries, keys and values are first smoothed over time, each by a convolution of its own."""
+
+    heads: int
+    stride: int = 1
+    window: int = 0
+    relative_bias: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        """`[B, T, C]`, mask after the stride `[B, T / stride]` -> `[B, T / stride, C]`. Window 0 sees everything."""
+        channels = x.shape[-1]
+        parts = []
+        for name in ("query", "key", "value"):
+            part = DepthwiseConv(self.stride, self.dtype, name=f"{name}_conv")(x, mask)
+            part = LayerNorm(name=f"{name}_norm")(part)
+            parts.append(_heads(Dense(channels, self.dtype, name=name)(part), self.heads))
+        if self.window:
+            bias = None
+            if self.relative_bias:
+                initial = nn.initializers.truncated_normal((2 / channels) ** 0.5, lower=-2, upper=2)
+                bias = self.param("relative_bias", initial, (self.heads, self.window))
+            out = window_attention(*parts, mask, self.window, bias)
+        else:
+            out = full_attention(*parts, mask)
+        return Dense(channels, self.dtype, name="project")(_merged(out)) * mask[:, :, None]
+
+
+class CrossAttention(nn.Module):
+    """The video looks at the words."""
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, text: jax.Array, text_mask: jax.Array) -> jax.Array:
+        """`[B, T, C]`, `[B, T]`, `[B, L, C]`, `[B, L]` -> `[B, T, C]`."""
+        channels = x.shape[-1]
+        query = _heads(Dense(channels, self.dtype, name="query")(x), self.heads)
+        key, value = (_heads(Dense(channels, self.dtype, name=name)(text), self.heads) for name in ("key", "value"))
+        out = full_attention(query, key, value, text_mask)
+        return Dense(channels, self.dtype, name="project")(_merged(out)) * mask[:, :, None]
+
+
+class DropPath(nn.Module):
+    """A learned scale for each channel, and whole residuals left out at random in training. Rate 0 has neither."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """`[B, T, C]` -> the same."""
+        if not self.rate:
+            return x
+        x = scale_channels(x, self.param("scale", nn.initializers.constant(1e-4), (x.shape[-1],)))
+        if not train:
+            return x
+        kept = jax.random.bernoulli(self.make_rng("drop_path"), 1 - self.rate, (x.shape[0], 1, 1))
+        return x / (1 - self.rate) * kept
+
+
+class Block(nn.Module):
+    """A transformer block; with a stride it halves the sequence."""
+
+    heads: int
+    stride: int = 1
+    window: int = 0
+    relative_bias: bool = False
+    cross: bool = False
+    drop_path: float = 0.1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: jax.Array,
+        text: jax.Array | None = None,
+        text_mask: jax.Array | None = None,
+        extent: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, jax.Array]:
+        """`[B, T, C]`, `[B, T]` -> `[B, T / stride, C]` and its mask.
+
+        `extent` `[B, T]` marks what there is of a sequence that is padded further than the reference's would be: beyond
+        it the convolutions are to see zeros, as at an end.
+        """
+        channels = x.shape[-1]
+        after = mask[:, :: self.stride]
+        normed = LayerNorm(name="norm1")(x)
+        if extent is not None:
+            normed = normed * extent[:, :, None]
+        attended = SelfAttention(
+            self.heads, self.stride, self.window, self.relative_bias, self.dtype, name="attention"
+        )(normed, after)
+        # One module: its scale is shared by both attentions, its draws are not.
+        drop = DropPath(self.drop_path, name="drop_attention")
+        skipped = x if self.stride == 1 else _max_pool(x)
+        x = skipped * after[:, :, None] + drop(attended, train)
+        if self.cross:
+            norm = LayerNorm(name="norm3")
+            crossed = CrossAttention(self.heads, self.dtype, name="cross_attention")(
+                norm(x), after, norm(text), text_mask
+            )
+            x = x * after[:, :, None] + drop(crossed, train)
+        hidden = Dense(4 * channels, self.dtype, name="mlp_in")(LayerNorm(name="norm2")(x))
+        hidden = Dense(channels, self.dtype, name="mlp_out")(nn.gelu(hidden, approximate=False))
+        return x + DropPath(self.drop_path, name="drop_mlp")(hidden * after[:, :, None], train), after
+
+
+class Head(nn.Module):
+    """Convolutions shared by all levels."""
+
+    outputs: int
+    dim: int
+    layers: int = 3
+    kernel_size: int = 3
+    norm: bool = True
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, levels: Sequence[jax.Array], masks: Sequence[jax.Array]) -> list[jax.Array]:
+        """A list of `[B, T_l, C]` -> a list of `[B, T_l, outputs]`."""
+        for number in range(self.layers - 1):
+            conv = MaskedConv(
+                self.dim, self.kernel_size, use_bias=not self.norm, dtype=self.dtype, name=f"conv{number}"
+            )
+            normalise = LayerNorm(name=f"norm{number}") if self.norm else lambda x: x
+            levels = [nn.relu(normalise(conv(x, mask))) for x, mask in zip(levels, masks, strict=True)]
+        last = MaskedConv(
+            self.outputs, self.kernel_size, use_bias=True, bias_init=self.bias_init, dtype=self.dtype, name="output"
+        )
+        return [last(x, mask) for x, mask in zip(levels, masks, strict=True)]
+
+
+class GroundNLQ(nn.Module):
+    """The model; the defaults are the published sizes.
+
+    Attributes:
+      dim: C of the backbone.
+      head_dim: C of the heads.
+      heads: Of every attention.
+      embedding_layers: Convolutions on the features of either kind.
+      text_blocks: Blocks over the words.
+      stem_blocks: Blocks over the video at full length, fused with the words.
+      cross_blocks: Blocks of the pyramid that are fused with the words (six in GroundNLQ*).
+      plain_blocks: Blocks of the pyramid that are not.
+      windows: Of the stem and of every block of the pyramid; one number for all; 0 sees everything.
+      max_length: T that inputs are padded to, and rows of the position table.
+      position_table: Whether positions are added to the video.
+      relative_bias: Whether scores have a learned bias by distance.
+      embedding_kernel: Taps of the video's first convolutions.
+      embedding_norm: Whether those are normalised.
+      neck_norm: Whether the levels are normalised before the heads.
+      head_kernel: Taps of the heads' convolutions.
+      head_layers: Convolutions of a head, the last one included.
+      head_norm: Whether those are normalised.
+      classes: N.
+      prior: Chance of a class that the first logits state.
+      empty_classes: Classes without examples, whose first logits are far lower.
+      drop_path: Rate; 0 leaves the learned scales out too.
+      dtype: Of the arithmetic.
+    """
+
+    dim: int = 384
+    head_dim: int = 384
+    heads: int = 4
+    embedding_layers: int = 2
+    text_blocks: int = 4
+    stem_blocks: int = 4
+    cross_blocks: int = 0
+    plain_blocks: int = 6
+    windows: tuple[int, ...] = (9,)
+    max_length: int = 2560
+    position_table: bool = True
+    relative_bias: bool = False
+    embedding_kernel: int = 3
+    embedding_norm: bool = True
+    neck_norm: bool = True
+    head_kernel: int = 3
+    head_layers: int = 3
+    head_norm: bool = True
+    classes: int = 1
+    prior: float = 0.01
+    empty_classes: tuple[int, ...] = ()
+    drop_path: float = 0.1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        video: jax.Array,
+        mask: jax.Array,
+        text: jax.Array,
+        text_mask: jax.Array,
+        extent: jax.Array | None = None,
+        train: bool = False,
+    ) -> Levels:
+        """Reads moments.
+
+        Args:
+          video: Features `[B, T, C_v]`, zeros where there are none; T a multiple of the last level's stride.
+          mask: `[B, T]`.
+          text: Features of words `[B, L, C_t]`, zeros where there are none.
+          text_mask: `[B, L]`.
+          extent: `[B, L]`, which words the reference's batch would hold, padding included: those before the longest
+            question's end. Left out, all.
+          train: Whether residuals are left out at random.
+        """
+        text = self._embed("text", text, text_mask, 1)
+        for number in range(self.text_blocks):
+            block = self._block(f"text_stem_{number}")
+            text, _ = block(text, text_mask, extent=extent, train=train)
+        x = self._embed("video", video, mask, self.embedding_kernel)
+        if self.position_table:
+            table = position_table(self.max_length, self.dim, x.shape[1])
+            x = x + jnp.asarray(table, x.dtype) * mask[:, :, None]
+        for number in range(self.stem_blocks):
+            block = self._block(f"video_stem_{number}", window=self.windows[0], cross=True)
+            x, mask = block(x, mask, text, text_mask, train=train)
+        levels, masks = [x], [mask]
+        for number in range(self.cross_blocks + self.plain_blocks):
+            fused = number < self.cross_blocks
+            # The reference counts windows anew for the second kind of block.
+            place = 1 + (number if fused else number - self.cross_blocks)
+            window = self.windows[place] if len(self.windows) > 1 else self.windows[0]
+            block = self._block(f"pyramid_{number}", window=window, cross=fused, stride=2)
+            x, mask = block(x, mask, text, text_mask, train=train)
+            levels.append(x)
+            masks.append(mask)
+        if self.neck_norm:
+            levels = [LayerNorm(name=f"neck_norm_{number}")(x) for number, x in enumerate(levels)]
+        logits = self._head("class_head", self.classes, self._class_bias)(levels, masks)
+        offsets = self._head("offset_head", 2, nn.initializers.zeros)(levels, masks)
+        offsets = [
+            nn.relu(offset * self.param(f"level_scale_{number}", nn.initializers.ones, ()).astype(offset.dtype))
+            for number, offset in enumerate(offsets)
+        ]
+        return Levels(logits, offsets, masks)
+
+    def _block(self, name: str, window: int = 0, cross: bool = False, stride: int = 1) -> Block:
+        relative = self.relative_bias and window > 0
+        return Block(self.heads, stride, window, relative, cross, self.drop_path, self.dtype, name=name)
+
+    def _embed(self, name: str, x: jax.Array, mask: jax.Array, kernel: int) -> jax.Array:
+        for number in range(self.embedding_layers):
+            own, use_bias = f"{name}_embedding_{number}", not self.embedding_norm
+            conv = MaskedConv(self.dim, kernel, use_bias=use_bias, dtype=self.dtype, name=own)
+            x = conv(x, mask)
+            if self.embedding_norm:
+                x = LayerNorm(name=f"{name}_embedding_norm_{number}")(x)
+            x = nn.relu(x)
+        return x
+
+    def _head(self, name: str, outputs: int, bias_init: nn.initializers.Initializer) -> Head:
+        return Head(
+            outputs, self.head_dim, self.head_layers, self.head_kernel, self.head_norm, bias_init, self.dtype, name=name
+        )
+
+    def _class_bias(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        del key
+        bias = jnp.full(shape, -math.log((1 - self.prior) / self.prior), dtype)
+        empty = jnp.array(self.empty_classes, jnp.int32)
+        return bias.at[empty].set(-math.log((1 - 1e-6) / 1e-6))
+
+
+def position_table(rows: int, dim: int, length: int) -> np.ndarray:
+    """Sines and cosines, interleaved, over sqrt(dim): `[length, dim]`; stretched where `length` is more than `rows`.
+
+    Stretching is linear between the centres of rows, held at both ends (torch's `interpolate`, corners not aligned).
+    """
+    angle = np.arange(rows)[:, None] / np.power(10000, 2 * (np.arange(dim) // 2) / dim)
+    table = np.where(np.arange(dim) % 2, np.cos(angle), np.sin(angle)) / np.sqrt(dim)
+    if length <= rows:
+        return table[:length].astype(np.float32)
+    place = np.clip((np.arange(length) + 0.5) * rows / length - 0.5, 0, rows - 1)
+    low = np.floor(place).astype(int)
+    high = np.minimum(low + 1, rows - 1)
+    share = (place - low)[:, None]
+    return (table[low] * (1 - share) + table[high] * share).astype(np.float32)
+
+
+def _max_pool(x: jax.Array) -> jax.Array:
+    """Three positions, stride 2: `[B, T, C]` -> `[B, T / 2, C]`."""
+    return max_pool(x[:, :, None, None], (3, 1, 1), (2, 1, 1), ((1, 1), (0, 0), (0, 0)))[:, :, 0, 0]
+
+
+def _heads(x: jax.Array, heads: int) -> jax.Array:
+    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+
+
+def _merged(x: jax.Array) -> jax.Array:
+    return x.reshape(*x.shape[:-2], -1)

@@ -1,0 +1,84 @@
+"""Attention over sequences, in blocks where only a band of it is wanted."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+FAR = -1e9
+"""The score of keys that do not exist: finite, so that rows without any key give no NaN, backwards neither."""
+
+BLOCK = 32
+"""Queries that share one stretch of keys."""
+
+
+def full_attention(query: jax.Array, key: jax.Array, value: jax.Array, key_mask: jax.Array) -> jax.Array:
+    """Every query sees every key that exists.
+
+    Args:
+      query: `[B, T, H, D]`.
+      key: `[B, S, H, D]`.
+      value: `[B, S, H, D]`.
+      key_mask: `[B, S]`.
+
+    Returns:
+      `[B, T, H, D]`.
+    """
+    scores = jnp.einsum("bthd,bshd->bhts", query / math.sqrt(query.shape[-1]), key)
+    weights = _softmax(scores, key_mask[:, None, None, :], scores.dtype)
+    return jnp.einsum("bhts,bshd->bthd", weights, value)
+
+
+def window_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: jax.Array,
+    window: int,
+    relative_bias: jax.Array | None = None,
+) -> jax.Array:
+    """Position i sees i - window // 2 to i + window // 2; time and memory grow with T, never with its square.
+
+    Queries are taken `BLOCK` at a time with the stretch of keys that any of them sees. Queries that do not exist get 0.
+
+    Args:
+      query: `[B, T, H, D]`.
+      key: `[B, T, H, D]`.
+      value: `[B, T, H, D]`.
+      mask: `[B, T]`.
+      window: Odd.
+      relative_bias: `[H, window]`, added to the scores; the first entry is for the key furthest to the left.
+    """
+    length, half = query.shape[1], window // 2
+    block = min(BLOCK, length)
+    blocks = -(-length // block)
+    behind = blocks * block - length
+    query = _blocks(query / math.sqrt(query.shape[-1]), block, 0, behind)
+    key, value, there = (_blocks(x, block, half, behind + half) for x in (key, value, mask))
+
+    # Key j of a stretch lies j - half positions after the block's first query.
+    offset = jnp.arange(block + 2 * half) - half - jnp.arange(block)[:, None]
+    seen = (abs(offset) <= half) & there[:, :, None, None, :]
+    scores = jnp.einsum("bnqhd,bnkhd->bnhqk", query, key)
+    if relative_bias is not None:
+        scores += relative_bias[:, jnp.clip(offset + half, 0, window - 1)]
+    weights = _softmax(scores, seen, scores.dtype)
+    out = jnp.einsum("bnhqk,bnkhd->bnqhd", weights, value)
+    out = out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]
+    return out * mask[:, :, None, None]
+
+
+def _softmax(scores: jax.Array, seen: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Over the last axis, in float32 at least."""
+    scores = scores.astype(jnp.promote_types(dtype, jnp.float32))
+    return jax.nn.softmax(jnp.where(seen, scores, FAR), axis=-1).astype(dtype)
+
+
+def _blocks(x: jax.Array, block: int, before: int, after: int) -> jax.Array:
+    """`[B, T, ...]` -> `[B, T / block, block + before + ..., ...]`: stretches with what surrounds a block."""
+    padded = jnp.pad(x, [(0, 0), (before, after), *([(0, 0)] * (x.ndim - 2))])
+    count = (padded.shape[1] - 2 * before) // block
+    if not before:
+        return padded.reshape(x.shape[0], count, block, *x.shape[2:])
+    places = jnp.arange(count)[:, None] * block + jnp.arange(block + 2 * before)
+    return padded[:, places]
