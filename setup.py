@@ -9,6 +9,7 @@ DATA = ["tensorflow-cpu>=2.20; platform_machine == 'x86_64'", "tensorflow>=2.20;
 DATA += ["tensorflow-datasets>=4.9.9"]
 BEAM = ["apache-beam>=2.60"]
 EVAL = ["scikit-learn>=1.5"]
+LMDB = ["lmdb>=1.6"]
 FIGURES = ["matplotlib>=3.9"]
 TENSORBOARD = ["tensorboard>=2.19"]
 
@@ -39,8 +40,9 @@ setup(
         "video": VIDEO,
         "beam": BEAM,
         "eval": EVAL,
+        "lmdb": LMDB,
         "figures": FIGURES,
         "tensorboard": TENSORBOARD,
-        "test": [*DATA, *VIDEO, *BEAM, *EVAL, *FIGURES, "pytest>=8", "ruff>=0.9"],
+        "test": [*DATA, *VIDEO, *BEAM, *EVAL, *LMDB, *FIGURES, "pytest>=8", "ruff>=0.9"],
     },
 )

@@ -33,6 +33,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.context_num = 1
     config.data.context_size = 128
     config.data.context = "exact"
+    # What features and vectors were made with, as `data_prep/ctrl.py` states it; '' for the released files.
+    config.data.visual_source = ""
+    config.data.sentence_source = ""
     config.model = ConfigDict(
         {
             "visual_dim": 3 * 4096,
@@ -69,6 +72,10 @@ def get_config(variant: str = "") -> ConfigDict:
                 "count_videos_without_windows": False,
             }
         }
+    )
+    # Where launch/predict.py finds windows, and the sentences of videos that are listed without any.
+    config.predict = ConfigDict(
+        {"windows": "data/tacos/windows_test", "queries": "data/tacos/queries", "split": "test"}
     )
     # Sentences and windows that evaluation compares at the same time.
     config.tile = ConfigDict({"sentences": 16, "windows": 256})

@@ -1,9 +1,11 @@
 """What the commands share: arguments, and errors for people."""
 
 import argparse
+import csv
 import os
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 # Where some library loads TensorFlow before ours does: no notices of its own.
@@ -37,6 +39,35 @@ def parse(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, ConfigDict
         else:
             made.error(f"unknown argument: {word}")
     return arguments, configs.load(arguments.config, overrides)
+
+
+def check_sources(config: ConfigDict, checkpoint: Path) -> None:
+    """Checks that a config reads features of the kind that a checkpoint was trained on: its keys `data.*_source`.
+
+    Raises:
+      ConfigError: naming the first key that differs.
+    """
+    try:
+        trained = configs.find(checkpoint)
+    except configs.ConfigError:  # nothing to compare with
+        return
+    for key in (key for key in config.data if key.endswith("_source")):
+        if key in trained.data and trained.data[key] != config.data[key]:
+            raise configs.ConfigError(
+                f"config.data.{key}: {config.data[key]!r}, but {checkpoint} was trained with {trained.data[key]!r}"
+            )
+
+
+def report_skipped(path: Path, skipped: Sequence[tuple[str, str, str]]) -> None:
+    """Counts by reason what was left out, and lists it (item, reason, detail) in a csv file if there is anything."""
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        csv.writer(file, lineterminator="\n").writerows([("item", "reason", "detail"), *skipped])
+    print(f"  {len(skipped)} skipped, each with its reason in {path}")
+    for reason, number in Counter(reason for _, reason, _ in skipped).most_common(5):
+        print(f"  {number} x {reason}")
 
 
 def compile_cache() -> None:

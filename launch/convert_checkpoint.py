@@ -12,14 +12,10 @@ import _cli
 import jax
 
 from vlm_jax import config as configs
-from vlm_jax.interop import paddle_files, torch_files
+from vlm_jax.convert import CONFIGS, FILES, convert
+from vlm_jax.interop import torch_files
 from vlm_jax.tasks.task import get_task
-from vlm_jax.train.checkpoint import checkpoint_folder, read_origin, restore_variables, save_variables
-
-CONFIGS = {"ctrl": "configs/ctrl_tacos.py", "milnce": "configs/milnce_howto100m.py"}
-"""The config whose sizes a system's published checkpoints have."""
-FILES = {".pdparams": paddle_files}
-"""Who reads and writes files of an ending; torch's are all others."""
+from vlm_jax.train.checkpoint import checkpoint_folder, read_origin, restore_variables
 
 
 def main() -> None:
@@ -28,6 +24,7 @@ def main() -> None:
     parser.add_argument("--system", required=True, choices=sorted(CONFIGS))
     parser.add_argument("--source", required=True, type=Path, help="the reference's file; with --reverse, ours")
     parser.add_argument("--output", required=True, type=Path, help="folder to make; with --reverse, file to write")
+    parser.add_argument("--average", action="store_true", help="the running average of the parameters, if there is one")
     parser.add_argument("--reverse", action="store_true", help="from ours to the reference's names")
     arguments = parser.parse_args()
     (reverse if arguments.reverse else forward)(arguments)
@@ -35,16 +32,8 @@ def main() -> None:
 
 def forward(arguments: argparse.Namespace) -> None:
     """Reference file -> our checkpoint."""
-    names = importlib.import_module(f"vlm_jax.interop.{arguments.system}")
-    source = names.state_dict(FILES.get(arguments.source.suffix, torch_files).load(arguments.source))
-    config = configs.load(str(Path(__file__).parent.parent / CONFIGS[arguments.system]))
-    for section, options in names.model_options(source).items():
-        config[section].update(options)
-    variables = names.to_variables(source, get_task(config).abstract_variables())
-    save_variables(arguments.output, variables, {"system": arguments.system, "source": str(arguments.source)})
-    configs.write(config, arguments.output / "config.json")
-    count = sum(leaf.size for leaf in jax.tree.leaves(variables))
-    print(f"{arguments.output}: {len(source)} arrays, {count:,} numbers of {arguments.source}")
+    found = convert(arguments.system, arguments.source, arguments.output, average=arguments.average)
+    print(f"{arguments.output}: {found.arrays} arrays, {found.numbers:,} numbers of {arguments.source}")
 
 
 def reverse(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import _cli
 import jax
 
 from vlm_jax.config import ConfigError
+from vlm_jax.convert import checkpoint_path
 from vlm_jax.tasks.task import get_task
 from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
@@ -19,7 +20,7 @@ def main() -> None:
     """Runs the command."""
     parser = _cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; results go there")
-    parser.add_argument("--checkpoint", type=Path, help="another checkpoint than the newest of the workdir")
+    parser.add_argument("--checkpoint", type=Path, help="instead of the workdir's newest; or released:NAME")
     parser.add_argument("--evaluator", action="append", help="run only this one; may be repeated")
     parser.add_argument("--average", action="store_true", help="the running average of the parameters")
     arguments, config = _cli.parse(parser)
@@ -30,7 +31,8 @@ def main() -> None:
     for name in arguments.evaluator or ():
         if name not in task.evaluators:
             raise ConfigError(f"--evaluator: {name!r} is not one of {', '.join(task.evaluators) or 'none'}")
-    folder = checkpoint_folder(arguments.checkpoint or arguments.workdir)
+    folder = checkpoint_folder(checkpoint_path(arguments.checkpoint or arguments.workdir))
+    _cli.check_sources(config, folder)
     mesh = sharding.make_mesh(config.mesh)
     abstract = task.abstract_variables()
     places = sharding.shardings(mesh, task.partition_rules, abstract)

@@ -17,6 +17,7 @@ import _cli
 import jax
 
 from vlm_jax import inference
+from vlm_jax.convert import checkpoint_path
 from vlm_jax.data import feature_files
 from vlm_jax.data.feature_files import FeatureError, Settings
 from vlm_jax.progress import Progress
@@ -30,7 +31,9 @@ ENDINGS = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, type=Path, help="a workdir, a step's folder or a converted one")
+    parser.add_argument(
+        "--checkpoint", required=True, type=Path, help="a workdir, a step, a converted one, released:milnce"
+    )
     parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     parser.add_argument("--list", type=Path, help="csv with the column video_path, below the folder; else all videos")
     parser.add_argument("--output", required=True, type=Path, help="folder of the features")
@@ -64,7 +67,7 @@ def main() -> None:
 
 def make_settings(arguments: argparse.Namespace, model: inference.Model) -> Settings:
     """What is asked for, with the checkpoint's own numbers where nothing is."""
-    folder, clips = checkpoint_folder(arguments.checkpoint), model.config.clips
+    folder, clips = checkpoint_folder(checkpoint_path(arguments.checkpoint)), model.config.clips
     window, size = arguments.window or clips.num_frames, arguments.size or clips.size
     return Settings(
         layer=arguments.layer,

@@ -12,8 +12,9 @@ ROOT = Path(__file__).parent.parent
 NUMERIC = {"jax", "flax", "optax", "orbax"}
 ALLOWED = {
     "configs": {"vlm_jax.config", "ml_collections"},
-    "vlm_jax/inference.py": {"vlm_jax.config", "vlm_jax.tasks", "vlm_jax.train", "vlm_jax.video", "vlm_jax.text"}
-    | {"vlm_jax.types", "jax", "numpy", "ml_collections"},
+    "vlm_jax/convert.py": {"vlm_jax.config", "vlm_jax.interop", "vlm_jax.tasks.task", "vlm_jax.train", "jax"},
+    "vlm_jax/inference.py": {"vlm_jax.config", "vlm_jax.convert", "vlm_jax.tasks", "vlm_jax.train", "vlm_jax.video"}
+    | {"vlm_jax.text", "vlm_jax.types", "jax", "numpy", "ml_collections"},
     "vlm_jax/tasks": {"vlm_jax.models", "vlm_jax.losses", "vlm_jax.ops", "vlm_jax.metrics", "vlm_jax.text"}
     | {"vlm_jax.interop", "vlm_jax.config", "vlm_jax.types", "vlm_jax.tasks", "jax", "numpy", "ml_collections"},
     "vlm_jax/train": {"vlm_jax.tasks.task", "vlm_jax.ops", "vlm_jax.config", "vlm_jax.types", "vlm_jax.progress"}
@@ -24,7 +25,7 @@ ALLOWED = {
     "vlm_jax/data": {"vlm_jax.data", "vlm_jax.video", "vlm_jax.text", "vlm_jax.types"}
     | {"numpy", "tensorflow", "tensorflow_datasets"},
     "data_prep": {"data_prep", "vlm_jax.data", "vlm_jax.video", "vlm_jax.text", "vlm_jax.progress"}
-    | {"vlm_jax.interop", "numpy", "tensorflow", "tensorflow_datasets", "apache_beam"},
+    | {"vlm_jax.interop", "numpy", "tensorflow", "tensorflow_datasets", "apache_beam", "lmdb"},
     "vlm_jax/metrics": {"vlm_jax.metrics", "numpy", "sklearn"},
     "vlm_jax/text": {"vlm_jax.text", "numpy", "sentencepiece"},
     "vlm_jax/interop": {"vlm_jax.interop", "numpy", "ml_dtypes"},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-TASKS = ("milnce", "ctrl")
+TASKS = ("milnce", "ctrl", "groundnlq")
 """Systems that `config.task` may name: modules of `vlm_jax.tasks`."""
 
 
@@ -29,6 +29,8 @@ def base_config() -> ConfigDict:
             "steps": 0,
             "epochs": 0,
             "init_from": "",
+            # Regexes on 'a/b/kernel': what stays fresh when variables come from `init_from`.
+            "init_drop": (),
             "log_every": 10,
             "debug_nans": False,
             "matmul_precision": "default",
@@ -84,20 +86,23 @@ def load(reference: str, overrides: Sequence[str] = ()) -> ConfigDict:
       ConfigError: for a missing file or variant, an unknown key or a value of another type.
     """
     path, _, variant = reference.partition(":")
-    if not Path(path).is_file():
-        raise ConfigError(f"config {path}: no such file")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    variants = getattr(module, "VARIANTS", ())
-    if variant and variant not in variants:
-        raise ConfigError(f"config {path}: no variant {variant!r}; it has {', '.join(variants) or 'none'}")
-    config = module.get_config(variant)
+    config = _made(path, variant)
     config.lock()
     for override in overrides:
         apply_override(config, override)
     check(config)
     return config
+
+
+def sibling(file: str, name: str, variant: str = "") -> ConfigDict:
+    """The config of another file of the folder, not locked: for one that differs from it in a few keys.
+
+    Args:
+      file: `__file__` of the config that asks.
+      name: Such as 'groundnlq_scratch.py'.
+      variant: Of the other one.
+    """
+    return _made(str(Path(file).parent / name), variant)
 
 
 def apply_override(config: ConfigDict, override: str) -> None:
@@ -190,6 +195,18 @@ def find(checkpoint: Path) -> ConfigDict:
         if (folder / "config.json").is_file():
             return read(folder / "config.json")
     raise ConfigError(f"checkpoint {checkpoint}: no config.json in its folder or above")
+
+
+def _made(path: str, variant: str) -> ConfigDict:
+    if not Path(path).is_file():
+        raise ConfigError(f"config {path}: no such file")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    variants = getattr(module, "VARIANTS", ())
+    if variant and variant not in variants:
+        raise ConfigError(f"config {path}: no variant {variant!r}; it has {', '.join(variants) or 'none'}")
+    return module.get_config(variant)
 
 
 def _nearest(word: str, node: object) -> str:

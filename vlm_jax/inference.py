@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
 from vlm_jax.config import ConfigError
+from vlm_jax.convert import checkpoint_path
 from vlm_jax.tasks.task import Task, get_task
 from vlm_jax.text import word_list
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
@@ -169,6 +170,16 @@ class Model:
           VocabularyError: where the config names no usable word list.
           ValueError: for a single string.
         """
+        ids = self.word_ids(sentences, lower_case=lower_case, max_words=max_words)
+        return np.asarray(self._encoders["text"](self.variables, {"text": ids})["text_embedding"])
+
+    def word_ids(
+        self, sentences: Sequence[str], *, lower_case: bool | None = None, max_words: int | None = None
+    ) -> np.ndarray:
+        """Rows of the word table that `encode_text` uses: int32 `[N, L]`, 0 after the last; all 0 if no word is known.
+
+        Arguments and errors as `encode_text`.
+        """
         if isinstance(sentences, str):
             raise ValueError("encode_text: expected a list of sentences, found one string")
         if self._vocabulary is None:
@@ -176,8 +187,7 @@ class Model:
         text = self.config.text
         lower = text.lower_case if lower_case is None else lower_case
         length = max_words or text.max_words_raw
-        ids = np.stack([word_list.encode(sentence, self._vocabulary, length, lower=lower) for sentence in sentences])
-        return np.asarray(self._encoders["text"](self.variables, {"text": ids})["text_embedding"])
+        return np.stack([word_list.encode(sentence, self._vocabulary, length, lower=lower) for sentence in sentences])
 
     def _video(self, video: str | Path | np.ndarray, start: float) -> dict[str, np.ndarray]:
         clips = self.config.clips
@@ -202,14 +212,14 @@ def load(checkpoint: str | Path, *, vocabulary: str | Path = "") -> Model:
     """Restores a model.
 
     Args:
-      checkpoint: A workdir (its newest checkpoint), a step's folder or a converted checkpoint.
+      checkpoint: A workdir (its newest checkpoint), a step's folder, a converted checkpoint, or `released:NAME`.
       vocabulary: Word list to use instead of the config's; a converted checkpoint names none.
 
     Raises:
       CheckpointError: where there is no checkpoint.
       ConfigError: where no config.json lies beside it.
     """
-    folder = checkpoint_folder(Path(checkpoint))
+    folder = checkpoint_folder(checkpoint_path(checkpoint))
     config = configs.find(folder)
     if vocabulary:
         config.text.vocabulary = str(vocabulary)

@@ -125,3 +125,13 @@ def test_all_of_tacos_is_paired_in_seconds():
     assert time.process_time() - began < 10
     assert (len(spans), len(asked)) == (161396, 10146)
     assert len(pairs) > 10000
+
+
+def test_window_means_fall_back_on_the_nearest_row():
+    features = np.arange(10.0)[:, None] * [1.0, 2.0]
+    centres = np.arange(10) * 10.0 + 5
+    spans = np.array([[0, 20], [5, 15], [6, 14], [95, 300], [96, 300]])
+    found = windows.window_means(features, centres, spans)
+    assert found.dtype == np.float32
+    assert found[:, 0].tolist() == [0.5, 0.0, 0.0, 9.0, 9.0]
+    np.testing.assert_array_equal(found[:, 1], 2 * found[:, 0])

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from data_prep import ctrl as preparation
+from data_prep import ctrl_sentences as sentences
+from data_prep import ctrl_windows
 from vlm_jax.data import ctrl as data
 from vlm_jax.data.records import DataError
 from vlm_jax.data.windows import parse
@@ -61,8 +63,8 @@ def test_odd_files_are_left_out_and_listed(tmp_path, capsys):
     words = ["windows", "--features", features, "--output", output, "--dim", 4, "--num_shards", 1]
     preparation.main([str(word) for word in words])
     assert skipped(output) == {
-        "a.avi_25_89.npy": "not a feature",
-        "a.avi_37_101.npy": "not a feature",
+        "a.avi_25_89.npy": "wrong width",
+        "a.avi_37_101.npy": "not finite",
         "a.avi_49_113.npy": "unreadable",
         "b.avi_1_65.npy": "unreadable",
         ".DS_Store": "not named like a window",
@@ -77,7 +79,7 @@ def test_moments_without_a_name_or_a_sentence_are_listed(tmp_path):
     path.write_bytes(pickle.dumps([["a.avi_1_9", [[1.0, 2.0]]], ["strange", [[3.0, 4.0]]], ["a.avi_2_9", []]]))
     words = ["queries", "--sentences", path, "--split", "test", "--output", tmp_path / "queries", "--dim", 2]
     preparation.main([str(word) for word in words])
-    assert skipped(tmp_path / "queries") == {"strange 0": "not named like a moment", "a.avi_2_9": "no sentences"}
+    assert skipped(tmp_path / "queries") == {"strange#0": "not named like a moment", "a.avi_2_9": "no sentences"}
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_files_of_sentences_that_cannot_be_used_are_named(tmp_path, content, mes
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError) as said:
-        preparation.read_sentences(path, 2)
+        sentences.read_sentences(path, 2)
     assert str(said.value).startswith(f"{path}: ")
     assert message in str(said.value)
     assert "\n" not in str(said.value)
@@ -103,9 +105,9 @@ def test_files_of_sentences_that_cannot_be_used_are_named(tmp_path, content, mes
 
 def test_a_folder_or_a_table_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(DataError, match="no file named like VIDEO_START_END"):
-        preparation.window_items(tmp_path, {})
+        ctrl_windows.window_items(tmp_path, {})
     with pytest.raises(DataError, match="No such file"):
-        preparation.window_items(tmp_path / "absent", {})
+        ctrl_windows.window_items(tmp_path / "absent", {})
     (tmp_path / "frames.pkl").write_bytes(pickle.dumps([1]))
     with pytest.raises(DataError, match="expected a pickled dict of frame counts by video, found a list"):
-        preparation.frame_counts(tmp_path / "frames.pkl")
+        ctrl_windows.frame_counts(tmp_path / "frames.pkl")

@@ -3,6 +3,7 @@
 import functools
 import types
 
+import check_groundnlq_data
 import check_groundnlq_model
 import check_groundnlq_ops
 import jax
@@ -226,6 +227,7 @@ def check_end_to_end(case, precision):
 
 
 CHECKERS = {
+    **check_groundnlq_data.CHECKERS,
     **check_groundnlq_model.CHECKERS,
     **check_groundnlq_ops.CHECKERS,
     "train": check_train,

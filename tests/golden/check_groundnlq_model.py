@@ -59,7 +59,7 @@ def abstract(model, wanted):
 def variables_of(case, model):
     """The case's weights, checked against the model's own shapes; the options agree with the manifest's."""
     source = names.state_dict({"state_dict": case.weights()})
-    options = names.model_options(source)
+    options = names.model_options(source)["model"]
     wanted = case.config["model"]
     sizes = {"video_dim": wanted["input_vid_dim"], "text_dim": wanted["input_txt_dim"]}
     assert options == sizes | {key: getattr(model, key) for key in options if key not in sizes}

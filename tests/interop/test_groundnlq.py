@@ -29,7 +29,7 @@ def test_there_and_back(changes):
     back = names.to_variables(source, variables)
     for name, value in flatten(variables).items():
         np.testing.assert_array_equal(flatten(back)[name], value)
-    options = names.model_options(source)
+    options = names.model_options(source)["model"]
     assert options["cross_blocks"] == model.cross_blocks
     assert (options["video_dim"], options["text_dim"], options["dim"]) == (6, 5, 8)
     assert all(array.ndim != 1 or not name.endswith("ln1.weight") for name, array in source.items())

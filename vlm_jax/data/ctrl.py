@@ -5,7 +5,7 @@ context are worked out from them, so thresholds may change without another prepa
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -34,10 +34,11 @@ WINDOW_FEATURES = tfds.features.FeaturesDict(
 """A video: the first and last frame of its W windows, in the order of their files' names, and their features `[W, C]`;
 fps and num_frames are 0 where they are not known."""
 QUERY_FEATURES = tfds.features.FeaturesDict(
-    {"video": tfds.features.Text(), "text": tfds.features.Text()}
+    {"qid": tfds.features.Text(), "video": tfds.features.Text(), "text": tfds.features.Text()}
     | {"vector": _tensor(None, dtype=np.float32), "span": _tensor(2), "fps": _tensor()}
 )
-"""A sentence: its vector `[S]`, and the first and last frame of what it describes; fps is 0 where it is not known."""
+"""A sentence: its name, vector `[S]`, and the first and last frame of what it describes; fps is 0 where it is not
+known."""
 WINDOWS = "windows"
 """The split that holds all windows of a data set."""
 
@@ -55,6 +56,8 @@ class Rules:
       context_size: Frames of a stretch.
       context: `exact` or `nearest`.
       unique_clips: No moment twice in a batch.
+      visual_source: What the windows' features were made with, as their preparation states it; '' for released files.
+      sentence_source: The same of the sentences' vectors.
     """
 
     visual_dim: int
@@ -65,6 +68,12 @@ class Rules:
     context_size: int = 128
     context: str = windows.EXACT
     unique_clips: bool = False
+    visual_source: str = ""
+    sentence_source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.context not in windows.CONTEXTS:
+            raise DataError(f"context: {self.context!r} is not one of {', '.join(windows.CONTEXTS)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +82,7 @@ class Video:
 
     Attributes:
       name: Its name.
+      fps: Frames per second, 0 where it is not known.
       spans: int64 `[W, 2]`, frames.
       features: float32 `[W, C]`.
       before: int64 `[W, K]`, the windows before each one.
@@ -80,6 +90,7 @@ class Video:
     """
 
     name: str
+    fps: float
     spans: np.ndarray
     features: np.ndarray
     before: np.ndarray
@@ -92,8 +103,9 @@ class Video:
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A sentence: its video, its text ('' where it is not known), frames `[2]`, frames a second or 0, vector `[S]`."""
+    """A sentence: name, video, text ('' where it is not known), frames `[2]`, frames a second or 0, vector `[S]`."""
 
+    qid: str
     video: str
     text: str
     span: np.ndarray
@@ -133,14 +145,20 @@ def load(window_directory: str, query_directory: str, split: str, rules: Rules) 
     """Reads the sentences of a split and the windows of their videos.
 
     Raises:
-      DataError: for a data set that is missing or damaged, or was made for other sizes.
+      DataError: for a data set that is missing or damaged, or was made for other sizes or of other features.
     """
-    if rules.context not in windows.CONTEXTS:
-        raise DataError(f"context: {rules.context!r} is not one of {', '.join(windows.CONTEXTS)}")
-    found = Split(query_directory, split)
-    check_protocol(query_directory, found.protocol, {"kind": "ctrl_queries", "sentence_dim": rules.sentence_dim})
-    queries = [
+    queries = load_queries(query_directory, split, rules)
+    return MomentData(load_windows(window_directory, {query.video for query in queries}, rules), queries)
+
+
+def load_queries(directory: str, split: str, rules: Rules) -> list[Query]:
+    """The sentences of a split; raises DataError as `load` does."""
+    found = Split(directory, split)
+    wanted = {"kind": "ctrl_queries", "sentence_dim": rules.sentence_dim, "sentence_source": rules.sentence_source}
+    check_protocol(directory, found.protocol, wanted)
+    return [
         Query(
+            record["qid"].decode(),
             record["video"].decode(),
             record["text"].decode(),
             record["span"],
@@ -149,16 +167,20 @@ def load(window_directory: str, query_directory: str, split: str, rules: Rules) 
         )
         for record in read_records(found, QUERY_FEATURES)
     ]
-    wanted = {query.video for query in queries}
-    found = Split(window_directory, WINDOWS)
-    check_protocol(window_directory, found.protocol, {"kind": "ctrl_windows", "feature_dim": rules.visual_dim // 3})
-    videos = []
+
+
+def load_windows(directory: str, videos: Container[str], rules: Rules) -> list[Video]:
+    """Those of some videos that have windows, sorted by name; raises DataError as `load` does."""
+    found = Split(directory, WINDOWS)
+    wanted = {"kind": "ctrl_windows", "feature_dim": rules.visual_dim // 3, "visual_source": rules.visual_source}
+    check_protocol(directory, found.protocol, wanted)
+    kept = []
     for record in read_records(found, WINDOW_FEATURES):
         name, spans = record["video"].decode(), record["spans"]
-        if name in wanted and len(spans):
+        if name in videos and len(spans):
             sides = windows.context(spans, rules.context_num, rules.context_size, rules.context)
-            videos.append(Video(name, spans, record["features"], *sides))
-    return MomentData(sorted(videos, key=lambda video: video.name), queries)
+            kept.append(Video(name, float(record["fps"]), spans, record["features"], *sides))
+    return sorted(kept, key=lambda video: video.name)
 
 
 class TrainPipeline:

@@ -117,6 +117,26 @@ def context(windows: np.ndarray, count: int = 1, size: int = 128, mode: str = EX
     return sides[0].astype(np.int64), sides[1].astype(np.int64)
 
 
+def window_means(features: np.ndarray, centres: np.ndarray, spans: np.ndarray) -> np.ndarray:
+    """Features of windows from those of a video: the mean of the rows whose middle a window holds, or the nearest one.
+
+    Args:
+      features: `[N, C]`.
+      centres: `[N]`, the middle of each row, ascending.
+      spans: `[W, 2]` in the same unit; the end is not part of a window.
+
+    Returns:
+      float32 `[W, C]`.
+    """
+    first, last = (np.searchsorted(centres, spans[:, side], side="left") for side in (0, 1))
+    sums = np.concatenate([np.zeros((1, features.shape[1])), np.cumsum(features, 0, dtype=np.float64)])
+    means = (sums[last] - sums[first]) / np.maximum(last - first, 1)[:, None]
+    empty = np.flatnonzero(last == first)
+    nearest = np.abs(spans[empty].mean(1)[:, None] - centres[None]).argmin(1)
+    means[empty] = features[nearest]
+    return means.astype(np.float32)
+
+
 def visual_features(features: np.ndarray, rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Mean of the context before, own, mean of the context after: `[B, 3 C]`.
 

@@ -109,15 +109,15 @@ def state_dict(source: Any, *, average: bool = False) -> dict[str, np.ndarray]:
     return content
 
 
-def model_options(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The keys of `config.model` that a state dict decides: sizes, blocks, and whether it is GroundNLQ*."""
+def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """The config keys that a state dict decides, by section: sizes, blocks, and whether it is GroundNLQ*."""
 
     def count(prefix: str) -> int:
         return len({name.removeprefix(prefix).split(".")[0] for name in source if name.startswith(prefix)})
 
     crossed = {name.split(".")[2] for name in source if name.startswith("backbone.branch.") and ".cross_attn." in name}
     branches = count("backbone.branch.")
-    return {
+    options = {
         "dim": source[FIRST].shape[0],
         "head_dim": source["cls_head.cls_head.conv.weight"].shape[1],
         "embedding_layers": count("backbone.vid_embd."),
@@ -129,6 +129,7 @@ def model_options(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "video_dim": source[FIRST].shape[1],
         "text_dim": source["backbone.txt_embd.0.conv.weight"].shape[1],
     }
+    return {"model": options}
 
 
 def to_variables(source: Mapping[str, np.ndarray], expected: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from vlm_jax.config import ConfigError
 from vlm_jax.losses.alignment import alignment_regression
 from vlm_jax.metrics import ctrl as metrics
 from vlm_jax.models.ctrl import NORMALISATIONS, Ctrl
+from vlm_jax.tasks.ctrl_prediction import predict, query_line
 from vlm_jax.tasks.ctrl_scoring import answer, make_comparison
 from vlm_jax.tasks.made_data import MadePipeline
 from vlm_jax.tasks.task import Aux, Evaluator, Task
@@ -69,6 +69,9 @@ def make_task(config: ConfigDict) -> Task:
             "sentences": functools.partial(embed_sentences, model),
             "pairs": functools.partial(compare, model),
         },
+        predict=lambda variables, requests, top_k: predict(
+            config, model, make_rules(config), variables, requests, top_k
+        ),
     )
 
 
@@ -121,10 +124,18 @@ def load(config: ConfigDict, windows: str, queries: str, split: str) -> tuple[An
     """The sentences of a split with their videos' windows (`data.ctrl.MomentData`), and the rules of the config."""
     from vlm_jax.data import ctrl as data
 
-    names = ("min_overlap", "max_outside", "context_num", "context_size", "context", "unique_clips")
-    sizes = {"visual_dim": config.model.visual_dim, "sentence_dim": config.model.sentence_dim}
-    rules = data.Rules(**sizes, **{name: config.data[name] for name in names})
+    rules = make_rules(config)
     return data.load(windows, queries, split, rules), rules
+
+
+def make_rules(config: ConfigDict) -> Any:
+    """How samples are made (`data.ctrl.Rules`)."""
+    from vlm_jax.data import ctrl as data
+
+    names = ("min_overlap", "max_outside", "context_num", "context_size", "context", "unique_clips")
+    names += ("visual_source", "sentence_source")
+    sizes = {"visual_dim": config.model.visual_dim, "sentence_dim": config.model.sentence_dim}
+    return data.Rules(**sizes, **{name: config.data[name] for name in names})
 
 
 def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
@@ -176,8 +187,14 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
             (folder / f"{name}_predictions.json").write_text(metrics.predictions_text(found))
             if {1, 5} <= set(ks):
                 (folder / f"{name}_recall.json").write_text(metrics.results_text(summarize(outputs)))
-        lines = [json.dumps(line) + "\n" for line in _lines(loaded()[0].queries, outputs["best"], thresholds)]
-        (folder / f"{name}_queries.jsonl").write_text("".join(lines))
+        # Suppressed as for the threshold next to 0.5.
+        place = min(range(len(thresholds)), key=lambda number: abs(thresholds[number] - 0.5))
+        found = zip(loaded()[0].queries, outputs["best"][:, place], strict=True)
+        lines = [
+            query_line(query.qid, query.video, query.text, best, query.fps) | {"truth_frames": query.span.tolist()}
+            for query, best in found
+        ]
+        (folder / f"{name}_queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     return Evaluator(
         data=data,
@@ -198,15 +215,3 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
             + ("count as wrong" if wanted.count_videos_without_windows else "are left out"),
         },
     )
-
-
-def _lines(queries: Sequence[Any], best: np.ndarray, thresholds: Sequence[float]) -> Iterator[dict[str, object]]:
-    """Each sentence with its segments `[start, end, score]`, best first, suppressed as for the threshold next to .5."""
-    place = min(range(len(thresholds)), key=lambda number: abs(thresholds[number] - 0.5))
-    for number, (query, segments) in enumerate(zip(queries, best[:, place], strict=True)):
-        found = [segment for segment in segments.tolist() if segment[0] == segment[0]]
-        line = {"query": number, "video": query.video, "text": query.text, "frames": found}
-        line["truth_frames"] = query.span.tolist()
-        if query.fps:
-            line["seconds"] = [[start / query.fps, end / query.fps, score] for start, end, score in found]
-        yield line

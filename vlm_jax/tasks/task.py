@@ -48,6 +48,28 @@ class Evaluator:
     protocol: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+class Predictions(NamedTuple):
+    """What a system finds for the requests of a person.
+
+    Attributes:
+      lines: One JSON object a sentence: qid, video, query, and `seconds` `[[start, end, score], ...]`, best first.
+      files: Text of further files by name, such as the reference's own form.
+      missing: What cannot be answered: its name, the reason (the same for all alike), and what was found.
+    """
+
+    lines: list[dict[str, Any]]
+    files: Mapping[str, str]
+    missing: list[tuple[str, str, str]]
+
+
+Predict = Callable[[Variables, Sequence[Mapping[str, Any]], int], Predictions]
+"""(variables, requests, how many answers to each) -> predictions.
+
+A request has `video`; and where it asks about one sentence `query`, `qid`, and `vector` where that is at hand already,
+with `source`, what made it (`data.text_vectors.TextSettings.source`). Without a sentence it means all that the data
+have of the video."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One system, as plain functions.
@@ -61,7 +83,10 @@ class Task:
       evaluators: By name.
       encoders: By name: what extraction, prediction and the Python interface use.
       partition_rules: How parameters are sharded.
+      predict: Answers requests, without ground truth; launch/predict.py calls it.
       from_files: Puts into fresh variables what comes from files, such as a word table; not called on a resume.
+      run_state: Collections of the model state that belong to a run, not to the model: a resume goes on with them, and
+        nothing else takes them from a checkpoint.
     """
 
     name: str
@@ -72,12 +97,15 @@ class Task:
     evaluators: Mapping[str, Evaluator]
     encoders: Mapping[str, Callable[[Variables, Batch], Outputs]]
     partition_rules: Rules = ()
+    predict: Predict | None = None
     from_files: Callable[[Variables], Variables] | None = None
+    run_state: tuple[str, ...] = ()
 
     def abstract_variables(self) -> Variables:
-        """Shapes and types of the variables; nothing is allocated."""
+        """Shapes and types of the model's variables, without `run_state`; nothing is allocated."""
         specs = next(iter(self.batch_specs.values()))
-        return jax.eval_shape(self.init, jax.random.key(0), specs)
+        found = jax.eval_shape(self.init, jax.random.key(0), specs)
+        return {name: tree for name, tree in found.items() if name not in self.run_state}
 
 
 def get_task(config: ConfigDict) -> Task:

@@ -161,11 +161,12 @@ def restore_variables(path: Path, variables: PyTree, *, average: bool = False) -
     folder = checkpoint_folder(Path(path))
     stored = _stored_shapes(folder)
     params = "ema_params" if average and any(name.startswith("ema_params/") for name in stored) else "params"
-    wanted = {
-        params: variables["params"],
-        "model_state": {name: value for name, value in variables.items() if name != "params"},
-    }
-    _check_shapes(folder, {name: shape for name, shape in stored.items() if name.split("/")[0] in wanted}, wanted)
+    model_state = {name: value for name, value in variables.items() if name != "params"}
+    wanted = {params: variables["params"], **({"model_state": model_state} if model_state else {})}
+    # A run's checkpoint may hold more collections of the model state than a model has: those of the run itself.
+    parts = {params, *(f"model_state/{name}" for name in model_state)}
+    relevant = {name: shape for name, shape in stored.items() if any(name.startswith(f"{part}/") for part in parts)}
+    _check_shapes(folder, relevant, wanted)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         restored = checkpointer.restore(
             folder.absolute() / "state",
@@ -173,7 +174,7 @@ def restore_variables(path: Path, variables: PyTree, *, average: bool = False) -
                 wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
             ),
         )
-    return {"params": restored[params], **restored["model_state"]}
+    return {"params": restored[params], **restored.get("model_state", {})}
 
 
 def read_origin(path: Path) -> dict[str, Any]:

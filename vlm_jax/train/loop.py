@@ -2,6 +2,7 @@
 
 import contextlib
 import queue
+import re
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.checkpoint import Checkpoints, restore_variables
 from vlm_jax.train.hardware import peak_flops, step_flops
 from vlm_jax.train.metrics_log import MetricsLog
+from vlm_jax.train.optimizer import parameter_names, path_name
 from vlm_jax.train.setup import Setup, compile_step, prepare
 from vlm_jax.train.state import TrainState
 from vlm_jax.types import DataShard, Pipeline, PyTree, Variables
@@ -65,7 +67,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
         if task.from_files:
             state = _with_variables(state, task.from_files(state.variables()), setup)
         if config.init_from:
-            state = _warm_start(state, setup, config)
+            state = _warm_start(state, setup, task, config)
             _say(first, f"started from the variables of {config.init_from}")
     start = int(state.step)
 
@@ -260,8 +262,22 @@ def _with_variables(state: TrainState, variables: Variables, setup: Setup) -> Tr
     )
 
 
-def _warm_start(state: TrainState, setup: Setup, config: ConfigDict) -> TrainState:
-    state = _with_variables(state, restore_variables(Path(config.init_from), setup.abstract.variables()), setup)
+def _warm_start(state: TrainState, setup: Setup, task: Task, config: ConfigDict) -> TrainState:
+    """Puts another checkpoint's variables into a fresh state, but those of `config.init_drop` and of its run."""
+    fresh = state.variables()
+    wanted = {name: tree for name, tree in setup.abstract.variables().items() if name not in task.run_state}
+    restored = {**fresh, **restore_variables(Path(config.init_from), wanted)}
+    names = parameter_names(fresh["params"])
+    for expression in config.init_drop:
+        if not any(re.search(expression, name) for name in names):
+            raise configs.ConfigError(f"config.init_drop: {expression!r} matches no parameter, such as {names[0]!r}")
+
+    def chosen(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
+        dropped = any(re.search(expression, path_name(path)) for expression in config.init_drop)
+        return new if dropped else old
+
+    restored["params"] = jax.tree_util.tree_map_with_path(chosen, fresh["params"], restored["params"])
+    state = _with_variables(state, restored, setup)
     if state.ema_params is not None and config.optimizer.ema_after_init_from:
         state = state.replace(ema_params=jax.tree.map(jax.numpy.copy, state.params))
     return state

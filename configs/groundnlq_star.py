@@ -1,0 +1,33 @@
+"""GroundNLQ*, whose pyramid sees the words in every block (36,080,266 parameters). Variants, each as the config of the
+plain model states it:
+
+(default)       from scratch
+pretrain        on narrations
+finetune        on train, from a pre-trained GroundNLQ*
+train_val       the same on train and validation together
+test_inference  answers the test split
+smoke           a few steps of a small model on made-up data
+"""
+
+from ml_collections import ConfigDict
+
+from vlm_jax.config import sibling
+
+FILES = {
+    "": ("groundnlq_scratch.py", ""),
+    "pretrain": ("groundnlq_pretrain.py", ""),
+    "finetune": ("groundnlq_finetune.py", "train"),
+    "train_val": ("groundnlq_finetune.py", "train_val"),
+    "test_inference": ("groundnlq_finetune.py", "test_inference"),
+    "smoke": ("groundnlq_scratch.py", "smoke"),
+}
+VARIANTS = tuple(FILES)[1:]
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant."""
+    config = sibling(__file__, *FILES[variant])
+    config.model.cross_blocks, config.model.plain_blocks = config.model.plain_blocks, 0
+    if config.init_from:
+        config.init_from = "checkpoints/groundnlq_star_pretrained"
+    return config

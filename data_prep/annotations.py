@@ -1,0 +1,47 @@
+"""Annotations to one form: python data_prep/annotations.py --source FILE --format FORM --output NAME.jsonl
+
+The output has a JSON object a line, {qid, video, query, duration, spans (seconds), fps, frames}: what launch/predict.py
+takes as a file list and launch/score.py as annotations. Forms: `vlm_jax/data/annotations.py`. What cannot be used is
+counted by reason and listed beside the output.
+"""
+
+import argparse
+import collections
+import csv
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from vlm_jax.data import annotations
+from vlm_jax.data.annotations import FORMS, AnnotationError
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, type=Path, help="file of annotations")
+    parser.add_argument("--format", required=True, choices=tuple(FORMS))
+    parser.add_argument("--durations", type=Path, help="of charades: csv with the columns id and length")
+    parser.add_argument("--output", required=True, type=Path, help="file to write, .jsonl")
+    arguments = parser.parse_args(argv)
+    found = annotations.read(arguments.source, arguments.format, arguments.durations)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    annotations.write(arguments.output, found.queries)
+    print(f"{arguments.output}: {len(found.queries)} sentences, {len(found.faults)} skipped")
+    for reason, number in collections.Counter(fault.reason for fault in found.faults).most_common():
+        print(f"  {number} x {reason}")
+    listing = arguments.output.with_suffix(".skipped.csv")
+    listing.unlink(missing_ok=True)
+    if found.faults:
+        with open(listing, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([("item", "reason", "detail"), *found.faults])
+        print(f"  each with its reason in {listing}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (AnnotationError, OSError) as error:
+        sys.exit(f"error: {error}")

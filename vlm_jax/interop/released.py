@@ -1,0 +1,81 @@
+"""The files that the references published: names, addresses, forms. Further systems add a line to `RELEASED`."""
+
+import http.client
+import secrets
+import shutil
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vlm_jax.interop.rules import ConversionError
+
+PREFIX = "released:"
+"""`released:NAME` stands for a checkpoint wherever one is asked for."""
+
+
+@dataclass(frozen=True)
+class Released:
+    """A published checkpoint.
+
+    Attributes:
+      system: Whose, as `config.task` names it.
+      url: Of the file; its ending tells the form.
+      origin: The repository that names it.
+      beside: Further files that are read with it: config key -> url.
+    """
+
+    system: str
+    url: str
+    origin: str
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+
+_WILLOW = "https://www.rocq.inria.fr/cluster-willow/amiech/howto100m"
+RELEASED = {
+    "ctrl": Released(
+        "ctrl",
+        "https://paddlemodels.bj.bcebos.com/video_grounding/TALL.pdparams",
+        "PaddlePaddle/models release/1.8, PaddleCV/video",
+    ),
+    "milnce": Released(
+        "milnce",
+        f"{_WILLOW}/s3d_howto100m.pth",
+        "antoine77340/S3D_HowTo100M",
+        {"text.vocabulary": f"{_WILLOW}/s3d_dict.npy"},
+    ),
+}
+
+
+def find(name: str) -> Released:
+    """The entry of a name; raises ConversionError where there is none."""
+    if name not in RELEASED:
+        raise ConversionError(f"{PREFIX}{name}: not one of {', '.join(PREFIX + known for known in RELEASED)}")
+    return RELEASED[name]
+
+
+def fetch(url: str, folder: Path) -> Path:
+    """The file of an address, from the folder if it lies there already, else over the network into it.
+
+    Raises:
+      ConversionError: where it cannot be had; the line says what to put where.
+    """
+    path = folder / url.rsplit("/", 1)[-1]
+    if path.exists():
+        return path
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with urllib.request.urlopen(url, timeout=60) as answer, open(partial, "wb") as file:
+            shutil.copyfileobj(answer, file)
+            expected = answer.headers.get("Content-Length")
+        found = partial.stat().st_size
+        if expected is not None and int(expected) != found:
+            raise OSError(f"{found} of {expected} bytes came")
+        partial.replace(path)
+    except (OSError, http.client.HTTPException) as error:
+        reason = " ".join(str(getattr(error, "reason", error)).split())
+        raise ConversionError(f"{url}: cannot be fetched ({reason}); fetch it elsewhere and put it at {path}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
