@@ -17,8 +17,9 @@ from data_prep import ctrl_sentences, ctrl_windows
 from data_prep.check import PREPARED, Found, Problem, Reason, check_each, check_prepared, report
 from data_prep.ctrl_sentences import FORMS, PICKLE
 from vlm_jax.data import feature_files
-from vlm_jax.data.ctrl import WINDOW_FEATURES, WINDOWS, read_records
+from vlm_jax.data.ctrl import WINDOW_FEATURES, WINDOWS
 from vlm_jax.data.feature_files import FeatureError
+from vlm_jax.data.features import read_records
 from vlm_jax.data.pipeline import Split
 from vlm_jax.data.records import PROTOCOL, DataError, Skip
 from vlm_jax.data.windows import parse

@@ -11,6 +11,7 @@ from data_prep import ctrl as preparation
 from data_prep import ctrl_sentences as sentences
 from data_prep import ctrl_windows
 from vlm_jax.data import ctrl as data
+from vlm_jax.data.features import read_records
 from vlm_jax.data.records import DataError
 from vlm_jax.data.windows import parse
 
@@ -40,7 +41,7 @@ def test_frame_counts_travel_with_the_windows(tmp_path):
     made_moments.prepare(made_moments.write(tmp_path, videos=2))
     split = data.Split(str(tmp_path / "windows"), data.WINDOWS)
     counts = pickle.loads((tmp_path / "frames.pkl").read_bytes())
-    for record in data.read_records(split, data.WINDOW_FEATURES):
+    for record in read_records(split, data.WINDOW_FEATURES):
         assert record["num_frames"] == counts[record["video"].split(b".")[0]]
 
 
@@ -69,7 +70,7 @@ def test_odd_files_are_left_out_and_listed(tmp_path, capsys):
         "b.avi_1_65.npy": "unreadable",
         ".DS_Store": "not named like a window",
     }
-    (record,) = data.read_records(data.Split(str(output), data.WINDOWS), data.WINDOW_FEATURES)
+    (record,) = read_records(data.Split(str(output), data.WINDOWS), data.WINDOW_FEATURES)
     assert record["spans"].tolist() == [[13, 77], [1, 65]], "in the order of the names"
     assert "5 skipped" in capsys.readouterr().out
 

@@ -8,12 +8,12 @@ import dataclasses
 from collections.abc import Container, Iterator, Sequence
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vlm_jax.data import windows
+from vlm_jax.data.features import read_records
 from vlm_jax.data.pipeline import Split
-from vlm_jax.data.records import DataError, check_protocol, find_damage
+from vlm_jax.data.records import DataError, check_protocol
 from vlm_jax.types import DataShard
 
 
@@ -313,19 +313,3 @@ class EvaluationPipeline:
                     batch["sentence"][place] = self.data.queries[number].vector
             self._position += self.shard.batch_size
             yield {**batch, "mask": (numbers < self._rows).astype(np.int32), "index": numbers.astype(np.int32)}
-
-
-def read_records(split: Split, features: tfds.features.FeaturesDict) -> Iterator[dict[str, np.ndarray]]:
-    """Every record of a split, in order.
-
-    Raises:
-      DataError: naming the file that is missing or damaged.
-    """
-    places = [
-        (str(path), int(offset)) for number, path in enumerate(split.paths) for offset in split.index(number)["offset"]
-    ]
-    try:
-        for serialised in tf.data.TFRecordDataset([str(path) for path in split.paths]):
-            yield features.deserialize_example_np(serialised.numpy())
-    except tf.errors.OpError as error:
-        raise DataError(find_damage(places) or f"data {split.directory}: {error}") from None
