@@ -7,7 +7,8 @@ a system of this library learns from, exact and by the same simulation:
     SPLIT/captions/*.csv  start, end, text: narration that is seconds off, with asides, as speech is
     SPLIT/queries.csv     video_path, start, end, text: one moment for each thing that happens and whose reverse does
     SPLIT/ceilings.json   R@1 on these queries of who sees only who acts, or all but the order of frames
-    SPLIT/moments.csv     video_path, start, end, text: every moment whose sentence is true once in its video
+    SPLIT/moments.jsonl   every moment whose sentence is true once in its video (jsonl of `vlm_jax/data/annotations.py`)
+    SPLIT/narration.jsonl the narration in the same form, each sentence with the seconds around which it is said
     SPLIT/boxes.csv       video_id, second, x1, y1, x2, y2 (in [0, 1]), action_id, character_id, as AVA
     SPLIT/questions.csv   video_path, start, end, question, answer, option_1 to option_5
     actions.csv           action_id, name
@@ -32,6 +33,8 @@ import numpy as np
 
 from data_prep import shapes_drawing, shapes_language, shards
 from data_prep.shapes_world import ACTIONS, SPLITS, Character, Scene, events_of, make_video
+from vlm_jax.data import annotations
+from vlm_jax.data.annotations import Query
 from vlm_jax.data.records import DataError, write_atomically, write_json
 from vlm_jax.progress import Progress
 from vlm_jax.video.write import write_video
@@ -45,7 +48,7 @@ RECENT = 0.2
 
 def make(
     number: int, *, split: str, seed: int, seconds: float, fps: int, size: int, mistiming: float, output: str
-) -> dict[str, list[tuple]]:
+) -> dict[str, list]:
     """Makes one video with all that is known about it; rows for the split's tables."""
     rng = np.random.default_rng((seed, SPLITS.index(split), number))
     scenes = make_video(rng, split, seconds)
@@ -57,14 +60,21 @@ def make(
     if not path.exists():
         write_video(path, shapes_drawing.frames(scenes, fps, size), fps, gop=fps)
     path = f"{name}.mp4"
+    told, lasts = shapes_language.moments(scenes), round(scenes[-1].end, 2)
     questions = shapes_language.questions(rng, scenes)
     return {
         "events": [(path, *_times(e), shapes_language.describe(e)) for e in events_of(scenes)],
         "kinds": [shapes_language.kinds(event) for event in events_of(scenes)],
-        "moments": [(path, round(s, 2), round(e, 2), text) for s, e, text in shapes_language.moments(scenes)],
+        "moments": [annotation(f"{name}_{n}", name, lasts, *moment) for n, moment in enumerate(told)],
+        "narration": [annotation(f"{name}_{n}", name, lasts, *said) for n, said in enumerate(narration)],
         "boxes": [(name, *row) for row in boxes(scenes)],
         "questions": [(path, *_times(q), q.question, q.answer, *q.options) for q in questions],
     }
+
+
+def annotation(qid: str, video: str, duration: float, start: float, end: float, text: str) -> Query:
+    """A sentence about a moment."""
+    return Query(qid, video, text, duration, ((round(start, 2), round(end, 2)),))
 
 
 def boxes(scenes: Sequence[Scene]) -> Iterable[tuple[object, ...]]:
@@ -129,7 +139,8 @@ def _write_tables(folder: Path, made: Sequence[Mapping[str, Sequence]]) -> None:
     write_json(folder / "ceilings.json", {"queries": len(queries), **ceilings})
     write_rows(folder / "videos.csv", moment[:1], [(f"{number:05d}.mp4",) for number in range(len(made))])
     write_rows(folder / "queries.csv", moment, sorted(queries.values()))
-    write_rows(folder / "moments.csv", moment, tables["moments"])
+    for name in ("moments", "narration"):
+        annotations.write(folder / f"{name}.jsonl", tables[name])
     place = ("video_id", "second", "x1", "y1", "x2", "y2", "action_id", "character_id")
     write_rows(folder / "boxes.csv", place, tables["boxes"])
     options = [f"option_{number}" for number in range(1, 6)]

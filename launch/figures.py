@@ -1,22 +1,27 @@
-"""Shows results: python launch/figures.py retrieval|table|seeds ...
+"""Shows results: python launch/figures.py retrieval|timeline|table|seeds ...
 
 retrieval   a few queries, each with frames of its best items and their scores, as a picture
+timeline    a few sentences, each with frames along its video, the truth and the ranked moments, as a picture
 table       a result beside the untrained network's and chance
 seeds       means and spreads over runs that differ in their seed alone
 """
 
 import argparse
+import glob
 import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import _cli
 import numpy as np
 
 from vlm_jax.config import ConfigError
 
-GREEN, GREY = "#1a7f37", "#57606a"
+GREEN, GREY, BLUE = "#1a7f37", "#57606a", "#0969da"
+SHOWN = 5
+"""Moments of a sentence that are drawn."""
 
 
 def main() -> None:
@@ -28,6 +33,11 @@ def main() -> None:
     picture.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     picture.add_argument("--output", required=True, type=Path, help="picture to write")
     picture.add_argument("--queries", type=int, default=5, help="how many (default: %(default)s)")
+    picture = commands.add_parser("timeline", help="sentences and their moments along the video")
+    picture.add_argument("--predictions", required=True, type=Path, help="NAME_queries.jsonl or predictions.jsonl")
+    picture.add_argument("--videos", required=True, type=Path, help="folder of the videos")
+    picture.add_argument("--output", required=True, type=Path, help="picture to write")
+    picture.add_argument("--queries", type=int, default=4, help="how many (default: %(default)s)")
     table = commands.add_parser("table", help="metrics beside the untrained network's and chance")
     table.add_argument("--workdir", required=True, type=Path)
     table.add_argument("--evaluator", required=True)
@@ -40,6 +50,8 @@ def main() -> None:
         print_seeds(arguments.workdirs, arguments.evaluators, arguments.metrics)
     elif arguments.command == "table":
         print_table(arguments.workdir, arguments.evaluator)
+    elif arguments.command == "timeline":
+        draw_timeline(arguments.predictions, arguments.videos, arguments.output, arguments.queries)
     else:
         draw_retrieval(arguments.results, arguments.videos, arguments.output, arguments.queries)
 
@@ -102,13 +114,7 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> Non
     Raises:
       ConfigError: where the rankings are missing.
     """
-    try:
-        import matplotlib
-    except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'vlm_jax[figures]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = _pyplot()
     if not results.is_file():
         raise ConfigError(f"{results}: no such file; run launch/evaluate.py first")
     queries = json.loads(results.read_text())
@@ -151,11 +157,95 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> Non
     print(f"{output}: {len(chosen)} of {len(queries)} queries")
 
 
-def _frames(path: Path, item: dict, count: int) -> list[np.ndarray]:
-    """Frames at equal distances inside an item."""
+def draw_timeline(predictions: Path, videos: Path, output: Path, count: int) -> None:
+    """Draws sentences, evenly taken: frames along the video, the truth where it is known, and below it the moments.
+
+    Raises:
+      ConfigError: where predictions are missing or not in seconds, or a video is.
+    """
+    plt = _pyplot()
+    if not predictions.is_file():
+        raise ConfigError(f"{predictions}: no such file; run launch/evaluate.py or launch/predict.py first")
+    lines = [json.loads(line) for line in predictions.read_text().splitlines()]
+    if not lines or not all("seconds" in line for line in lines):
+        raise ConfigError(f"{predictions}: no sentences with moments in seconds")
+    chosen = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))]
+    figure, axes = plt.subplots(
+        2 * len(chosen), 1, figsize=(14, 3.0 * len(chosen)), height_ratios=[1.1, 1.2] * len(chosen), squeeze=False
+    )
+    for strip, bars, line in zip(axes[::2, 0], axes[1::2, 0], chosen, strict=True):
+        path = _video(videos, line["video"])
+        truth, ranked = line.get("truth", []), line["seconds"][:SHOWN]
+        seconds = _draw_strip(strip, path)
+        strip.set_title(f"\u201c{line['query']}\u201d   {line['video']}", loc="left", fontsize=10, weight="bold")
+        for start, end in truth:
+            strip.axvspan(start, end, 0, 0.06, color=GREEN)
+            bars.axvspan(start, end, color=GREEN, alpha=0.15, linewidth=0)
+            bars.barh("truth", end - start, left=start, height=0.7, color=GREEN)
+        if not truth:
+            bars.barh("truth unknown", 0)
+        for place, (start, end, score) in enumerate(ranked, start=1):
+            bars.barh(f"{place}.", end - start, left=start, height=0.7, color=BLUE, alpha=max(0.15, 1 - 0.2 * place))
+            right = end < 0.9 * seconds
+            bars.text(
+                end if right else start,
+                f"{place}.",
+                f" {start:.1f} to {end:.1f} s   {score:.3f} ",
+                ha="left" if right else "right",
+                va="center",
+                fontsize=8,
+                color=GREY,
+            )
+        bars.set(xlim=(0, seconds), xlabel="seconds")
+        bars.invert_yaxis()
+        bars.tick_params(labelsize=8, left=False)
+        bars.spines[["top", "right", "left"]].set_visible(False)
+    figure.tight_layout(h_pad=0.6)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(output, dpi=80)
+    print(f"{output}: {len(chosen)} of {len(lines)} sentences")
+
+
+def _draw_strip(axes: Any, path: Path) -> float:
+    """Frames along a video; returns its seconds."""
     from vlm_jax.video import decode
 
-    times = np.linspace(item["start"], item["end"], count + 2)[1:-1]
+    seconds, frames = decode.probe(path).duration, 12
+    for number, frame in enumerate(_frames(path, {"start": 0.0, "end": seconds}, frames)):
+        axes.imshow(frame, extent=(number * seconds / frames, (number + 0.97) * seconds / frames, 0, 1), aspect="auto")
+    axes.set(xlim=(0, seconds), ylim=(0, 1))
+    axes.axis("off")
+    return seconds
+
+
+def _video(folder: Path, name: str) -> Path:
+    """The file of a video, whose name may lack the ending.
+
+    Raises:
+      ConfigError: where there is none.
+    """
+    for path in (folder / name, *sorted(folder.glob(f"{glob.escape(name)}.*"))):
+        if path.is_file():
+            return path
+    raise ConfigError(f"{folder}: no video {name}")
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError("figures need matplotlib: pip install 'vlm_jax[figures]'") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _frames(path: Path, item: dict, count: int) -> list[np.ndarray]:
+    """Frames from the middles of equal parts of an item."""
+    from vlm_jax.video import decode
+
+    times = item["start"] + (np.arange(count) + 0.5) / count * (item["end"] - item["start"])
     filters = decode.square_crop(160)
     return [decode.read_clip(path, start=round(time, 3), num_frames=1, fps=5, filters=filters)[0] for time in times]
 

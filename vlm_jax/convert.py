@@ -80,8 +80,8 @@ def checkpoint_path(reference: str | Path) -> Path:
     folder = Path.home() / ".cache" / "vlm_jax" / "released" / name
     if (folder / "checkpoint").is_dir():
         return folder / "checkpoint"
-    source = released.fetch(entry.url, folder)
-    beside = {key: str(released.fetch(url, folder)) for key, url in entry.beside.items()}
+    source = released.fetch(entry.url, folder, entry.origin)
+    beside = {key: str(released.fetch(url, folder, entry.origin)) for key, url in entry.beside.items()}
     partial = folder / f"checkpoint.{secrets.token_hex(4)}.tmp"
     try:
         convert(entry.system, source, partial, beside)

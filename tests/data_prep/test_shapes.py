@@ -22,6 +22,7 @@ from data_prep.shapes_world import (
     make_video,
     reverse,
 )
+from vlm_jax.data import annotations
 from vlm_jax.data.records import DataError
 from vlm_jax.video import decode
 
@@ -202,7 +203,12 @@ def test_files_of_a_world(world):
             assert rows(folder / "captions" / name.replace("mp4", "csv"))
         queries = [row["text"] for row in rows(folder / "queries.csv")]
         assert len(set(queries)) == len(queries)
-        for table in ("queries", "moments", "questions"):
+        for table in ("moments", "narration"):
+            found = annotations.read(folder / f"{table}.jsonl")
+            assert {query.video + ".mp4" for query in found.queries} == set(names)
+            assert {fault.reason for fault in found.faults} <= {"beyond the video"}
+            assert not (table == "moments" and found.faults)
+        for table in ("queries", "questions"):
             for row in rows(folder / f"{table}.csv"):
                 assert 0 <= float(row["start"]) < float(row["end"])
                 assert row["video_path"] in names

@@ -3,8 +3,6 @@
 import csv
 import json
 import pickle
-import runpy
-import sys
 
 import jax
 import made_moments
@@ -40,24 +38,6 @@ def folder(tmp_path_factory, root):
     words = [f"--config.text.vocabulary={made / 'words.npy'}"]
     save(made / "milnce", configs.load(str(root / "configs/milnce_howto100m.py:smoke"), words))
     return made
-
-
-@pytest.fixture
-def command(root, monkeypatch, capsys):
-    def run(script, *words):
-        monkeypatch.chdir(root)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
-        monkeypatch.syspath_prepend(str(root / "launch"))
-        try:
-            runpy.run_path(f"launch/{script}.py", run_name="__main__")
-        except SystemExit as ended:
-            if ended.code != 1:
-                raise
-        said = capsys.readouterr()
-        errors = [line for line in said.err.splitlines() if line.startswith("error: ")]
-        return said.out, errors[0] if errors else ""
-
-    return run
 
 
 def words(folder, tmp_path, content, *more, checkpoint="ctrl"):

@@ -20,7 +20,7 @@ class Released:
 
     Attributes:
       system: Whose, as `config.task` names it.
-      url: Of the file; its ending tells the form.
+      url: Of the file; its ending tells the form. A bare name where no address is known.
       origin: The repository that names it.
       beside: Further files that are read with it: config key -> url.
     """
@@ -38,6 +38,8 @@ RELEASED = {
         "https://paddlemodels.bj.bcebos.com/video_grounding/TALL.pdparams",
         "PaddlePaddle/models release/1.8, PaddleCV/video",
     ),
+    "groundnlq": Released("groundnlq", "epoch_005.pth.tar", "houzhijian/GroundNLQ"),
+    "groundnlq_star": Released("groundnlq", "epoch_004.pth.tar", "houzhijian/GroundNLQ"),
     "milnce": Released(
         "milnce",
         f"{_WILLOW}/s3d_howto100m.pth",
@@ -54,8 +56,13 @@ def find(name: str) -> Released:
     return RELEASED[name]
 
 
-def fetch(url: str, folder: Path) -> Path:
+def fetch(url: str, folder: Path, origin: str) -> Path:
     """The file of an address, from the folder if it lies there already, else over the network into it.
+
+    Args:
+      url: The address, or the name of a file whose address is not known.
+      folder: Where files are kept.
+      origin: Who names it.
 
     Raises:
       ConversionError: where it cannot be had; the line says what to put where.
@@ -64,6 +71,8 @@ def fetch(url: str, folder: Path) -> Path:
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)
+    if "://" not in url:
+        raise ConversionError(f"{url}: its address is not known here; get it from {origin} and put it at {path}")
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with urllib.request.urlopen(url, timeout=60) as answer, open(partial, "wb") as file:

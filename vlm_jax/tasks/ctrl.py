@@ -128,6 +128,12 @@ def load(config: ConfigDict, windows: str, queries: str, split: str) -> tuple[An
     return data.load(windows, queries, split, rules), rules
 
 
+def truth_of(query: Any) -> dict[str, list]:
+    """What a sentence (`data.ctrl.Query`) describes: frames, and `[[start, end]]` in seconds where these are known."""
+    frames = query.span.tolist()
+    return {"truth_frames": frames} | ({"truth": [[frame / query.fps for frame in frames]]} if query.fps else {})
+
+
 def make_rules(config: ConfigDict) -> Any:
     """How samples are made (`data.ctrl.Rules`)."""
     from vlm_jax.data import ctrl as data
@@ -191,8 +197,7 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
         place = min(range(len(thresholds)), key=lambda number: abs(thresholds[number] - 0.5))
         found = zip(loaded()[0].queries, outputs["best"][:, place], strict=True)
         lines = [
-            query_line(query.qid, query.video, query.text, best, query.fps) | {"truth_frames": query.span.tolist()}
-            for query, best in found
+            query_line(query.qid, query.video, query.text, best, query.fps) | truth_of(query) for query, best in found
         ]
         (folder / f"{name}_queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

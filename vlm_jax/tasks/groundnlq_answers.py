@@ -150,7 +150,7 @@ def predict(
     queries = []
     for query in asked:
         if query.clip in absent:
-            missing.append((query.qid, f"no features of clip {query.clip} in {config.predict.features}"))
+            missing.append((query.qid, "clip without features", f"{query.clip} is not in {config.predict.features}"))
             continue
         seconds = store.length(query.clip) * rules.feature_stride / rules.fps
         queries.append(dataclasses.replace(query, duration=query.duration or seconds))
@@ -174,7 +174,7 @@ def predict(
 
 def _asked(
     requests: Sequence[Mapping[str, Any]], known: Sequence[Any], config: ConfigDict
-) -> tuple[list[Any], list[tuple[str, str]]]:
+) -> tuple[list[Any], list[tuple[str, str, str]]]:
     """What is asked, each question with its words' features, and what cannot be."""
     from vlm_jax.data import groundnlq as data
 
@@ -192,8 +192,9 @@ def _asked(
             matches = matches or [dataclasses.replace(query, qid=name) for query in own if query.text == text][:1]
             found += matches
             if not matches:
-                what = f"no words' features of {text!r}" if text else "no questions about this clip"
-                missing.append((name if text else clip, f"{what} in {config.predict.queries} ({config.predict.split})"))
+                place = f"{config.predict.queries} ({config.predict.split})"
+                reason = "question without words' features" if text else "clip without questions"
+                missing.append((name if text else clip, reason, f"{text!r} is not in {place}" if text else place))
             continue
         tokens = np.asarray(request["vector"], np.float32)
         if tokens.ndim != 2 or tokens.shape[1] != config.model.text_dim:
@@ -206,8 +207,12 @@ def _asked(
                 f"question {name}: its words' features were made with {request.get('source', '')!r}, the config asks "
                 f"for {config.data.text_source!r} (config.data.text_source)"
             )
-        if not 0 < len(tokens) <= config.text.max_tokens or not np.isfinite(tokens).all():
-            missing.append((name, f"its {len(tokens)} words' features are too few, too many or not finite"))
+        most = config.text.max_tokens
+        if not 0 < len(tokens) <= most:
+            missing.append((name, "too few or too many words", f"{len(tokens)}, expected 1 to {most}"))
+            continue
+        if not np.isfinite(tokens).all():
+            missing.append((name, "words' features not finite", text))
             continue
         found.append(data.Query(name, clip, text, 0.0, np.zeros((0, 2)), tokens))
     return found, missing

@@ -1,0 +1,54 @@
+"""GroundNLQ on the made world: does a small one find what a sentence tells, in films it never saw? Variants:
+
+(default)  from scratch, on the moments of 60 films
+pretrain   on what a narrator says, seconds off, in all 600 films
+finetune   from a pre-trained one (config.init_from), on the same moments as from scratch
+blind      as from scratch, with one sentence for all moments: what is found without reading
+short      on the moments of all films of a smaller world, for the quickstart
+smoke      a few steps of a smaller model on made-up data
+
+`bash launch/grounding_shapes.sh` makes the data and prints the options that say what features were made with.
+"""
+
+from ml_collections import ConfigDict
+
+from vlm_jax.config import sibling
+
+VARIANTS = ("pretrain", "finetune", "blind", "short", "smoke")
+DATA = "runs/data/shapes/groundnlq"
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant."""
+    config = sibling(__file__, "groundnlq_scratch.py", "smoke" if variant == "smoke" else "")
+    if variant == "smoke":
+        return config
+    data = DATA.replace("shapes", "shapes_short") if variant == "short" else DATA
+    config.seed = 1
+    config.batch_size, config.batch_groups = 16, 1
+    config.epochs, config.steps, config.schedule.warmup_epochs = 0, 1200, 0
+    config.schedule.warmup_steps, config.schedule.learning_rate = 100, 1e-3
+    config.matmul_precision = "default"
+    config.data.features = f"{data}/train_clips"
+    config.data.queries = (
+        f"{data}/{'blind' if variant == 'blind' else 'narration' if variant == 'pretrain' else 'moments'}"
+    )
+    # Films last 60 to 76 seconds; a position is 0.4 seconds.
+    config.data.buckets, config.model.max_length = (208,), 208
+    config.text.max_tokens = 16
+    config.model.dim = config.model.head_dim = 96
+    config.model.text_blocks, config.model.stem_blocks, config.model.plain_blocks = 2, 2, 4
+    config.model.ranges = ((0, 4), (2, 8), (4, 16), (8, 32), (16, 10000))
+    config.loss.first_normaliser = 50.0
+    config.decoding.half_feature_shift = False
+    config.checkpoint.every_epochs, config.checkpoint.every_steps = 0, 400
+    config.checkpoint.keep_best, config.checkpoint.best_metric = 0, ""
+    config.evaluate.every_epochs, config.evaluate.names = 0, ()
+    held_out = {"features": f"{data}/test_clips", "queries": config.data.queries, "split": "test"}
+    if variant == "pretrain":
+        held_out["queries"] = f"{data}/moments"
+    config.moments = ConfigDict({"shapes": held_out | {"thresholds": (0.3, 0.5, 0.7), "ks": (1, 5)}})
+    config.predict = ConfigDict(held_out)
+    if variant == "finetune":
+        config.init_drop = sibling(__file__, "groundnlq_finetune.py", "train").init_drop
+    return config
