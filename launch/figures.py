@@ -158,7 +158,9 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> Non
 
 
 def draw_timeline(predictions: Path, videos: Path, output: Path, count: int) -> None:
-    """Draws sentences, evenly taken: frames along the video, the truth where it is known, and below it the moments.
+    """Draws sentences, evenly taken: frames along the video, the truth where it is known, and the ranked moments.
+
+    A mark says that a moment and the truth share half of what both cover.
 
     Raises:
       ConfigError: where predictions are missing or not in seconds, or a video is.
@@ -170,10 +172,10 @@ def draw_timeline(predictions: Path, videos: Path, output: Path, count: int) -> 
     if not lines or not all("seconds" in line for line in lines):
         raise ConfigError(f"{predictions}: no sentences with moments in seconds")
     chosen = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))]
-    figure, axes = plt.subplots(
-        2 * len(chosen), 1, figsize=(14, 3.0 * len(chosen)), height_ratios=[1.1, 1.2] * len(chosen), squeeze=False
-    )
-    for strip, bars, line in zip(axes[::2, 0], axes[1::2, 0], chosen, strict=True):
+    inches = 2.4 * len(chosen)
+    figure, axes = plt.subplots(len(chosen), 1, figsize=(14, inches), squeeze=False)
+    for bars, line in zip(axes[:, 0], chosen, strict=True):
+        strip = bars.inset_axes((0, 1.05, 1, 0.8))
         path = _video(videos, line["video"])
         truth, ranked = line.get("truth", []), line["seconds"][:SHOWN]
         seconds = _draw_strip(strip, path)
@@ -186,21 +188,21 @@ def draw_timeline(predictions: Path, videos: Path, output: Path, count: int) -> 
             bars.barh("truth unknown", 0)
         for place, (start, end, score) in enumerate(ranked, start=1):
             bars.barh(f"{place}.", end - start, left=start, height=0.7, color=BLUE, alpha=max(0.15, 1 - 0.2 * place))
-            right = end < 0.9 * seconds
+            right = any(min(end, b) - max(start, a) >= 0.5 * (max(end, b) - min(start, a)) for a, b in truth)
+            fits = end < 0.85 * seconds
             bars.text(
-                end if right else start,
+                end if fits else start,
                 f"{place}.",
-                f" {start:.1f} to {end:.1f} s   {score:.3f} ",
-                ha="left" if right else "right",
+                f" {start:.1f} to {end:.1f} s   {score:.3f} " + ("\u2713 " if right else ""),
+                ha="left" if fits else "right",
                 va="center",
                 fontsize=8,
-                color=GREY,
+                color=GREEN if right else GREY,
             )
-        bars.set(xlim=(0, seconds), xlabel="seconds")
-        bars.invert_yaxis()
+        bars.set(xlim=(0, seconds), xlabel="seconds", ylim=(len(ranked) + 0.6, -0.6))
         bars.tick_params(labelsize=8, left=False)
         bars.spines[["top", "right", "left"]].set_visible(False)
-    figure.tight_layout(h_pad=0.6)
+    figure.subplots_adjust(left=0.05, right=0.99, top=1 - 1.05 / inches, bottom=0.45 / inches, hspace=1.5)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=80)
     print(f"{output}: {len(chosen)} of {len(lines)} sentences")
@@ -210,7 +212,7 @@ def _draw_strip(axes: Any, path: Path) -> float:
     """Frames along a video; returns its seconds."""
     from vlm_jax.video import decode
 
-    seconds, frames = decode.probe(path).duration, 12
+    seconds, frames = decode.probe(path).duration, 16
     for number, frame in enumerate(_frames(path, {"start": 0.0, "end": seconds}, frames)):
         axes.imshow(frame, extent=(number * seconds / frames, (number + 0.97) * seconds / frames, 0, 1), aspect="auto")
     axes.set(xlim=(0, seconds), ylim=(0, 1))

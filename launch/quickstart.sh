@@ -1,48 +1,93 @@
 #!/usr/bin/env bash
-# From real video files to a trained, evaluated model, on a laptop's CPU: bash launch/quickstart.sh
+# From video files to a trained, evaluated model, on a laptop's CPU: bash launch/quickstart.sh [milnce|groundnlq]
+#
+# milnce      sentences find clips: real ones, and made ones that training never showed (the default)
+# groundnlq   sentences find moments in made films that training never showed
+#
 # Needs Python 3.11 or newer, pip, and on the first run a package index. Everything it makes is in .venv and runs/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+system=${1:-milnce}
+if [ "$system" != milnce ] && [ "$system" != groundnlq ]; then
+    echo "error: expected milnce or groundnlq, found '$system'" >&2
+    exit 1
+fi
 
 . launch/environment.sh
 . launch/shapes_data.sh
 make_environment "cpu,data,video,figures"
 
 python=.venv/bin/python
-clips=data_prep/clips
-data=runs/data
 run=runs/quickstart
-config=configs/milnce_quickstart.py
+made=runs/data/shapes_short
 
-echo "== 1/6 word list and TFRecord shards from the clips in $clips"
-$python data_prep/milnce.py vocabulary --list $clips/videos.csv --captions $clips/captions \
-    --output $data/clips/vocabulary.npy --rows 300
-$python data_prep/milnce.py howto100m --list $clips/videos.csv --videos $clips --captions $clips/captions \
-    --output $data/clips --num_shards 2 --workers 2 --short_side 80 --smallest_side 64 --segment_seconds 3 --epoch segments \
-    --clip_seconds 1.6 --min_time 2 --min_seconds 1.6
-$python data_prep/milnce.py segments --csv $clips/queries.csv --videos $clips \
-    --output $data/queries --num_shards 2 --workers 2 --windows 2 --num_frames 8 --fps 5 --size 64
+milnce() {
+    local clips=data_prep/clips data=runs/data config=configs/milnce_quickstart.py
 
-echo "== 2/6 training a small S3D with MIL-NCE"
-$python launch/train.py --config $config --workdir $run
+    echo "== 1/6 word list and TFRecord shards from the clips in $clips"
+    $python data_prep/milnce.py vocabulary --list $clips/videos.csv --captions $clips/captions \
+        --output $data/clips/vocabulary.npy --rows 300
+    $python data_prep/milnce.py howto100m --list $clips/videos.csv --videos $clips --captions $clips/captions \
+        --output $data/clips --num_shards 2 --workers 2 --short_side 80 --smallest_side 64 --segment_seconds 3 --epoch segments \
+        --clip_seconds 1.6 --min_time 2 --min_seconds 1.6
+    $python data_prep/milnce.py segments --csv $clips/queries.csv --videos $clips \
+        --output $data/queries --num_shards 2 --workers 2 --windows 2 --num_frames 8 --fps 5 --size 64
 
-echo "== 3/6 evaluating the restored checkpoint in a new process"
-$python launch/evaluate.py --config $config --workdir $run
+    echo "== 2/6 training a small S3D with MIL-NCE"
+    $python launch/train.py --config $config --workdir $run
 
-echo "== 4/6 drawing"
-$python launch/figures.py retrieval --results $run/results/clips_rankings.json --videos $clips \
-    --output $run/figures/retrieval.png
+    echo "== 3/6 evaluating the restored checkpoint in a new process"
+    $python launch/evaluate.py --config $config --workdir $run
 
-echo "== 5/6 made videos: shapes that move, with narration seconds off; train, then search in compositions never seen"
-prepare_shapes runs/data/shapes_short 150 40
-$python launch/train.py --config configs/milnce_shapes.py:short --workdir $run-shapes
-$python launch/evaluate.py --config configs/milnce_shapes.py:short --workdir $run-shapes
+    echo "== 4/6 drawing"
+    $python launch/figures.py retrieval --results $run/results/clips_rankings.json --videos $clips \
+        --output $run/figures/retrieval.png
 
-echo "== 6/6 result"
-echo "real clips, the ones trained on:"
-$python launch/figures.py table --workdir $run --evaluator clips
-echo "made videos, held out:"
-$python launch/figures.py table --workdir $run-shapes --evaluator shapes
-echo "the same with the frames of each clip shuffled:"
-$python launch/figures.py table --workdir $run-shapes --evaluator shapes_shuffled
-echo "Results: $run/results, $run-shapes/results   Picture: $run/figures/retrieval.png"
+    echo "== 5/6 made videos: shapes that move, with narration seconds off; train, then search in compositions never seen"
+    prepare_shapes $made 150 40
+    $python launch/train.py --config configs/milnce_shapes.py:short --workdir $run-shapes
+    $python launch/evaluate.py --config configs/milnce_shapes.py:short --workdir $run-shapes
+
+    echo "== 6/6 result"
+    echo "real clips, the ones trained on:"
+    $python launch/figures.py table --workdir $run --evaluator clips
+    echo "made videos, held out:"
+    $python launch/figures.py table --workdir $run-shapes --evaluator shapes
+    echo "the same with the frames of each clip shuffled:"
+    $python launch/figures.py table --workdir $run-shapes --evaluator shapes_shuffled
+    echo "Results: $run/results, $run-shapes/results   Picture: $run/figures/retrieval.png"
+}
+
+groundnlq() {
+    local config=configs/groundnlq_shapes.py:short options split
+
+    echo "== 1/6 made films: shapes that move, with narration seconds off"
+    prepare_shapes $made 150 40
+
+    echo "== 2/6 training a small S3D on the narration"
+    $python launch/train.py --config configs/milnce_shapes.py:short --workdir $run-shapes
+
+    echo "== 3/6 its features of the films, and of the words of sentences that are true at one moment of a film"
+    prepare_features $made $run-shapes
+    for split in train test; do
+        prepare_sentences $made $run-shapes moments $split $made/world/$split/moments.jsonl
+    done
+    leave_unread $made/world/test
+    prepare_sentences $made $run-shapes unread test $made/world/test/unread.jsonl
+    options=$(options_of $made/groundnlq)
+
+    echo "== 4/6 training a small GroundNLQ"
+    $python launch/train.py --config $config --workdir $run-groundnlq $options
+
+    echo "== 5/6 evaluating the restored checkpoint in a new process, on films that training never showed"
+    $python launch/evaluate.py --config $config --workdir $run-groundnlq $options
+
+    echo "== 6/6 drawing"
+    $python launch/figures.py timeline --predictions $run-groundnlq/results/shapes_queries.jsonl \
+        --videos $made/world/test/videos --output $run-groundnlq/figures/timeline.png
+    echo "shapes: the right sentences.   shapes_unread: the same moments, but all sentences read the same."
+    echo "Results: $run-groundnlq/results   Picture: $run-groundnlq/figures/timeline.png"
+}
+
+$system

@@ -1,5 +1,6 @@
-# Sourced where the made world is needed: prepare_shapes DIR TRAIN TEST makes so many videos, the word list and the shards.
+# Sourced where the made world is needed; sets of it for the systems. Expects $python.
 
+# prepare_shapes DIR TRAIN TEST: so many videos, the word list, and shards for MIL-NCE.
 prepare_shapes() {
     local data=$1 world=$1/world
     $python data_prep/shapes.py --output "$world" --train "$2" --test "$3" --workers 2
@@ -11,3 +12,44 @@ prepare_shapes() {
     $python data_prep/milnce.py segments --csv "$world/test/queries.csv" --videos "$world/test/videos" \
         --output "$data/test" --num_shards 2 --workers 2 --windows 2 --num_frames 8 --fps 5 --size 64
 }
+
+# prepare_features DIR CHECKPOINT: of all videos by the S3D of a checkpoint, as clips for GroundNLQ and windows for CTRL.
+prepare_features() {
+    local data=$1 split
+    for split in train test; do
+        $python launch/extract_features.py --checkpoint "$2" --videos "$data/world/$split/videos" \
+            --output "$data/features/$split" --stride 2 --batch_size 64
+        keep_options "$data/groundnlq" "$split" data_prep/groundnlq.py features --features "$data/features/$split" \
+            --output "$data/groundnlq/${split}_clips" --num_shards 4
+        keep_options "$data/ctrl" "$split" data_prep/ctrl.py windows --features "$data/features/$split" --fps 10 \
+            --lengths 16 24 32 --output "$data/ctrl/${split}_windows" --num_shards 4
+    done
+}
+
+# prepare_sentences DIR CHECKPOINT SET SPLIT JSONL: with words and vectors by the checkpoint's text tower.
+prepare_sentences() {
+    local data=$1 set=$3 split=$4 text=$1/text/$3_$4
+    mkdir -p "$data/text"
+    $python launch/extract_text_features.py --checkpoint "$2" --queries "$5" --layer words --output "$text.words.npz"
+    $python launch/extract_text_features.py --checkpoint "$2" --queries "$5" --output "$text.npz"
+    keep_options "$data/groundnlq" "$set" data_prep/groundnlq.py queries --format jsonl --annotations "$5" \
+        --text "$text.words.npz" --dim 64 --split "$split" --output "$data/groundnlq/$set" --num_shards 2
+    keep_options "$data/ctrl" "$set" data_prep/ctrl.py queries --format jsonl --sentences "$5" --vectors "$text.npz" \
+        --fps 10 --split "$split" --output "$data/ctrl/$set" --num_shards 2
+}
+
+# leave_unread FOLDER: unread.jsonl, the moments of a split, whose sentences all read the same.
+leave_unread() {
+    sed -E 's/"query": "[^"]*"/"query": "what will happen next"/' "$1/moments.jsonl" > "$1/unread.jsonl"
+}
+
+# keep_options FOLDER NAME COMMAND...: runs a preparation and keeps what a config has to say of its data.
+keep_options() {
+    local folder=$1 name=$2
+    shift 2
+    mkdir -p "$folder"
+    $python "$@" | tee "$folder/$name.log"
+}
+
+# options_of FOLDER: what was kept.
+options_of() { cat "$1"/*.log | grep -o -- '--config\.[^ ]*' | sort -u; }

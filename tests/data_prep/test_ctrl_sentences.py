@@ -15,6 +15,7 @@ from vlm_jax.data import text_vectors
 from vlm_jax.data.annotations import Query, write
 from vlm_jax.data.records import DataError
 from vlm_jax.data.text_vectors import TextSettings
+from vlm_jax.types import DataShard
 
 SETTINGS = TextSettings("sentence", 3, "f" * 64, "a" * 64, True, 16)
 RULES = data.Rules(visual_dim=12, sentence_dim=3, sentence_source=SETTINGS.source)
@@ -53,6 +54,33 @@ def test_annotations_become_records_a_moment_each(tmp_path, capsys):
     ]
     np.testing.assert_array_equal(found[0].vector, np.arange(3, dtype=np.float32))
     assert f"--config.model.sentence_dim=3 --config.data.sentence_source={SETTINGS.source}" in capsys.readouterr().out
+
+
+def test_our_own_annotations_give_the_samples_of_the_released_form(tmp_path):
+    """The same sentences from a pickle, and from a file of moments with vectors beside it."""
+    folder = made_moments.prepare(made_moments.write(tmp_path, videos=3))
+    queries, named = [], {}
+    for clip, several in pickle.loads((folder / "train.pkl").read_bytes()):
+        video, start, end = clip.decode().rsplit("_", 2)
+        for vector in several:
+            name = str(len(queries))
+            moment = (int(start) / 20, int(end) / 20)
+            queries.append(Query(name, video, "something", 0.0, (moment,), 20.0, ((int(start), int(end)),)))
+            named[name] = vector[: made_moments.VECTOR]
+    write(folder / "ours.jsonl", queries)
+    np.savez(folder / "ours.npz", **named)
+    words = ["--format=jsonl", "--sentences", folder / "ours.jsonl", "--vectors", folder / "ours.npz", "--fps=20"]
+    preparation.main(["queries", "--split", "train", "--output", str(folder / "ours"), *map(str, words)])
+    rules = data.Rules(visual_dim=3 * made_moments.WIDTH, sentence_dim=made_moments.VECTOR)
+    ours, theirs = (
+        iter(data.TrainPipeline(data.load(str(folder / "windows"), str(folder / name), "train", rules), rules, shard))
+        for name, shard in (("ours", DataShard(batch_size=8)), ("queries", DataShard(batch_size=8)))
+    )
+    for _ in range(4):
+        batch, other = next(ours), next(theirs)
+        assert batch.keys() == other.keys()
+        for name in batch:
+            np.testing.assert_array_equal(batch[name], other[name])
 
 
 def test_vectors_of_another_tower_are_refused_when_read(tmp_path):

@@ -2,6 +2,9 @@ import json
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+
 
 def figures(root, *arguments):
     command = [sys.executable, "launch/figures.py", *map(str, arguments)]
@@ -28,3 +31,30 @@ def test_a_run_without_results_is_one_line(root, tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip().endswith("a-1/results/held.json: no such file; run launch/evaluate.py first")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_timeline_of_a_real_clip(root, tmp_path):
+    """With truth and without it; an ending of the name, or none."""
+    plt = pytest.importorskip("matplotlib.pyplot")
+    clip = next(path for path in sorted((root / "data_prep" / "clips").iterdir()) if path.suffix == ".mp4")
+    lines = [
+        {"video": clip.stem, "query": "someone", "seconds": [[0.5, 2.0, 0.9], [3.0, 4.0, 0.2]], "truth": [[0.4, 2.0]]},
+        {"video": clip.name, "query": "nobody", "seconds": []},
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["timeline", "--predictions", tmp_path / "p.jsonl", "--videos", clip.parent, "--output", tmp_path / "a.png"]
+    done = figures(root, *words)
+    assert done.stdout.strip() == f"{tmp_path / 'a.png'}: 2 of 2 sentences", done.stderr
+    picture = plt.imread(tmp_path / "a.png")
+    assert picture.shape[1] == 1120
+    green = np.abs(picture[..., :3] - np.array([26, 127, 55]) / 255).max(-1) < 0.02
+    assert green.any(1).sum() > 5, "the truth and the right moment's mark"
+    assert not green[picture.shape[0] // 2 :].any(), "no truth is known of the second sentence"
+
+
+def test_a_timeline_needs_seconds_and_videos(root, tmp_path):
+    (tmp_path / "p.jsonl").write_text(json.dumps({"video": "absent", "query": "x", "frames": [[1, 2, 0.5]]}))
+    words = ["timeline", "--predictions", tmp_path / "p.jsonl", "--videos", tmp_path, "--output", tmp_path / "a.png"]
+    assert "p.jsonl: no sentences with moments in seconds" in figures(root, *words).stderr
+    (tmp_path / "p.jsonl").write_text(json.dumps({"video": "absent", "query": "x", "seconds": [[1, 2, 0.5]]}))
+    assert f"{tmp_path}: no video absent" in figures(root, *words).stderr

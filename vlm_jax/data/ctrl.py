@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from vlm_jax.data import windows
 from vlm_jax.data.features import read_records
-from vlm_jax.data.pipeline import Split
+from vlm_jax.data.pipeline import Counted, Split
 from vlm_jax.data.records import DataError, check_protocol
 from vlm_jax.types import DataShard
 
@@ -183,7 +183,7 @@ def load_windows(directory: str, videos: Container[str], rules: Rules) -> list[V
     return sorted(kept, key=lambda video: video.name)
 
 
-class TrainPipeline:
+class TrainPipeline(Counted):
     """Endless full batches of pairs of a window and a sentence that describes it.
 
     Every epoch is a permutation of all pairs, cut into batches; with `unique_clips` a batch is drawn by itself, and
@@ -198,7 +198,8 @@ class TrainPipeline:
     """
 
     def __init__(self, data: MomentData, rules: Rules, shard: DataShard) -> None:
-        self.data, self.shard = data, shard
+        super().__init__(shard)
+        self.data = data
         self._place = [(video, row) for video in data.videos for row in range(len(video.spans))]
         spans = np.concatenate([np.zeros((0, 2), np.int64), *(video.spans for video in data.videos)])
         moments = np.array([query.span for query in data.queries]).reshape(-1, 2)
@@ -222,25 +223,10 @@ class TrainPipeline:
                 f"data: {count} {units} of windows and sentences do not fill a batch of {shard.batch_size} "
                 f"({len(data.queries)} sentences, {len(spans)} windows of {len(data.videos)} of their videos)"
             )
-        self._position = 0
 
     def epoch_examples(self) -> int:
         """Examples of one epoch; the remainder that fills no batch is dropped."""
         return len(self.pairs) // self.shard.batch_size * self.shard.batch_size
-
-    def position(self) -> int:
-        """Examples handed out, over all processes."""
-        return self._position
-
-    def restore(self, position: int) -> None:
-        """Begins the next iteration after `position` examples.
-
-        Raises:
-          DataError: where it is not a whole number of batches.
-        """
-        if position % self.shard.batch_size:
-            raise DataError(f"data position {position} is no multiple of the batch size {self.shard.batch_size}")
-        self._position = position
 
     def plan(self, batch: int) -> np.ndarray:
         """Numbers of the pairs of a whole batch, counted from the run's start."""
@@ -274,29 +260,21 @@ class TrainPipeline:
         return drawn
 
 
-class EvaluationPipeline:
+class EvaluationPipeline(Counted):
     """Every window and every sentence once, side by side: row i holds window i and sentence i, zeros beyond the last.
 
     Batches carry `mask`, 0 for padding, and `index`, the row's number.
     """
 
     def __init__(self, data: MomentData, rules: Rules, shard: DataShard) -> None:
-        self.data, self.rules, self.shard = data, rules, shard
+        super().__init__(shard)
+        self.data, self.rules = data, rules
         self._place = [(video, row) for video in data.videos for row in range(len(video.spans))]
         self._rows = max(len(self._place), len(data.queries))
-        self._position = 0
 
     def epoch_examples(self) -> int:
         """Number of rows."""
         return self._rows
-
-    def position(self) -> int:
-        """Rows handed out, padding included, over all processes."""
-        return self._position
-
-    def restore(self, position: int) -> None:
-        """Begins the next iteration there."""
-        self._position = position
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Batches from the current position on."""

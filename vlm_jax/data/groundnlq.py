@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from vlm_jax.data.features import FeatureStore, read_records, tensor
-from vlm_jax.data.pipeline import Split
+from vlm_jax.data.pipeline import Counted, Split
 from vlm_jax.data.point_labels import RANGES, assign, points
 from vlm_jax.data.records import DataError, check_protocol
 from vlm_jax.types import DataShard
@@ -172,7 +172,7 @@ def windows(queries: Sequence[Query], store: FeatureStore, max_length: int) -> l
     return found
 
 
-class TrainPipeline:
+class TrainPipeline(Counted):
     """Endless full batches of questions with their clips and targets.
 
     Every epoch is a permutation of all questions, cut into batches; what does not fill one is left out. The order and
@@ -184,7 +184,8 @@ class TrainPipeline:
     """
 
     def __init__(self, queries: Sequence[Query], store: FeatureStore, rules: Rules, shard: DataShard) -> None:
-        self.queries, self.store, self.rules, self.shard = queries, store, rules, shard
+        super().__init__(shard)
+        self.queries, self.store, self.rules = queries, store, rules
         if len(queries) < shard.batch_size:
             raise DataError(f"data: {len(queries)} questions do not fill a batch of {shard.batch_size}")
         store.load(query.clip for query in queries)
@@ -198,25 +199,10 @@ class TrainPipeline:
                 raise DataError(f"data: question {query.qid} has no answer to train on; is this a test split?")
         self._lengths = np.array([store.length(query.clip) for query in queries])
         self._tokens = np.array([len(query.tokens) for query in queries])
-        self._position = 0
 
     def epoch_examples(self) -> int:
         """Examples of one epoch; the remainder that fills no batch is dropped."""
         return len(self.queries) // self.shard.batch_size * self.shard.batch_size
-
-    def position(self) -> int:
-        """Examples handed out, over all processes."""
-        return self._position
-
-    def restore(self, position: int) -> None:
-        """Begins the next iteration after `position` examples.
-
-        Raises:
-          DataError: where it is not a whole number of batches.
-        """
-        if position % self.shard.batch_size:
-            raise DataError(f"data position {position} is no multiple of the batch size {self.shard.batch_size}")
-        self._position = position
 
     def plan(self, batch: int) -> tuple[int, np.ndarray]:
         """The epoch of a batch, counted from the run's start, and the numbers of its questions."""
@@ -257,7 +243,7 @@ class TrainPipeline:
         return assign(_points(bucket, self.rules.ranges), positions(spans, self.rules), radius=self.rules.radius)
 
 
-class EvaluationPipeline:
+class EvaluationPipeline(Counted):
     """Every window of every question once, shortest bucket first, in equally many batches on every process.
 
     Batches carry what training's do but targets, and `duration` `[B]` (seconds from the window's beginning to the
@@ -266,7 +252,8 @@ class EvaluationPipeline:
     """
 
     def __init__(self, queries: Sequence[Query], store: FeatureStore, rules: Rules, shard: DataShard) -> None:
-        self.queries, self.store, self.rules, self.shard = queries, store, rules, shard
+        super().__init__(shard)
+        self.queries, self.store, self.rules = queries, store, rules
         store.load(query.clip for query in queries)
         self.windows = windows(queries, store, rules.max_length)
         self._buckets = np.array([rules.bucket(window.length) for window in self.windows], int)
@@ -275,19 +262,10 @@ class EvaluationPipeline:
         starts = np.arange(0, len(queries), rules.reference_batch)
         longest = np.maximum.reduceat(tokens, starts) if len(queries) else tokens
         self._extents = np.repeat(longest, rules.reference_batch)[: len(queries)]
-        self._position = 0
 
     def epoch_examples(self) -> int:
         """Number of windows."""
         return len(self.windows)
-
-    def position(self) -> int:
-        """Windows handed out, padding included, over all processes."""
-        return self._position
-
-    def restore(self, position: int) -> None:
-        """Begins the next iteration there."""
-        self._position = position
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Batches from the current position on."""

@@ -78,7 +78,30 @@ class Split:
         return index, starts
 
 
-class TrainPipeline:
+class Counted:
+    """A pipeline's place in its data: the examples handed out, padding included, over all processes."""
+
+    def __init__(self, shard: DataShard) -> None:
+        self.shard, self._position = shard, 0
+
+    def position(self) -> int:
+        """Examples handed out."""
+        return self._position
+
+    def restore(self, position: int) -> None:
+        """Begins the next iteration after `position` examples.
+
+        Raises:
+          DataError: where it is not a whole number of batches.
+        """
+        if position % self.shard.batch_size:
+            raise records.DataError(
+                f"data position {position} is no multiple of the batch size {self.shard.batch_size}"
+            )
+        self._position = position
+
+
+class TrainPipeline(Counted):
     """Endless full batches in an order that the seed, the streams and the position alone decide.
 
     Args:
@@ -110,7 +133,8 @@ class TrainPipeline:
                 f"data {split.directory}: {streams} streams, a batch of {shard.batch_size}, {shard.count} processes; "
                 "expected streams that divide the batch, and processes that divide the streams"
             )
-        self.split, self.shard, self.decode, self.stretch = split, shard, decode, stretch
+        super().__init__(shard)
+        self.split, self.decode, self.stretch = split, decode, stretch
         self.streams, self.block, self.workers = streams, block, workers
         self.total = int(split.groups.sum())
         self.stream_length = self.total // streams
@@ -121,29 +145,12 @@ class TrainPipeline:
                 f"data {split.directory}: {self.total} examples an epoch over {streams} streams do not fill a batch of "
                 f"{shard.batch_size}"
             )
-        self._position = 0
         self._shards = functools.lru_cache(maxsize=2)(self._shard_order)
         self._block = functools.lru_cache(maxsize=2 * streams)(self._block_order)
 
     def epoch_examples(self) -> int:
         """Examples of one epoch; the remainder that fills no batch is dropped."""
         return self.batches * self.shard.batch_size
-
-    def position(self) -> int:
-        """Examples handed out, over all processes."""
-        return self._position
-
-    def restore(self, position: int) -> None:
-        """Begins the next iteration after `position` examples.
-
-        Raises:
-          DataError: where it is not a whole number of batches.
-        """
-        if position % self.shard.batch_size:
-            raise records.DataError(
-                f"data position {position} is no multiple of the batch size {self.shard.batch_size}"
-            )
-        self._position = position
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Batches from the current position on.
@@ -229,7 +236,7 @@ class TrainPipeline:
         return np.random.default_rng((self.shard.seed, PURPOSES.index(purpose), *numbers))
 
 
-class EvaluationPipeline:
+class EvaluationPipeline(Counted):
     """Every record once, in order, in equally many batches on every process.
 
     Batches carry `mask`, 0 for padding, and `index`, the record's number.
@@ -242,25 +249,17 @@ class EvaluationPipeline:
     """
 
     def __init__(self, split: Split, shard: DataShard, decode: Decode, *, workers: int = 0) -> None:
-        self.split, self.shard, self.decode, self.workers = split, shard, decode, workers
+        super().__init__(shard)
+        self.split, self.decode, self.workers = split, decode, workers
         self.items = [
             (str(path), int(offset))
             for number, path in enumerate(split.paths)
             for offset in split.index(number)["offset"]
         ]
-        self._position = 0
 
     def epoch_examples(self) -> int:
         """Number of records."""
         return len(self.items)
-
-    def position(self) -> int:
-        """Examples handed out, padding included, over all processes."""
-        return self._position
-
-    def restore(self, position: int) -> None:
-        """Begins the next iteration there."""
-        self._position = position
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Batches from the current position on.

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# CTRL and GroundNLQ on the made world, one run a seed: bash launch/grounding_shapes.sh [SEED ...]
+# Seeds 1 2 3 take about two hours on two cores. The same command again goes on where it was stopped.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+. launch/environment.sh
+. launch/shapes_data.sh
+make_environment "cpu,data,video,figures"
+
+python=.venv/bin/python
+data=runs/data/shapes world=runs/data/shapes/world
+s3d=runs/shapes/K=4-1
+[ $# -gt 0 ] || set -- 1 2 3
+
+echo "== the made world, and an S3D trained on its narration, which makes the features"
+prepare_shapes $data 600 60
+$python launch/train.py --config configs/milnce_shapes.py --workdir $s3d --config.seed=1 --config.clips.num_candidates=4
+
+echo "== features of video and words"
+prepare_features $data $s3d
+# All annotated moments; those of the first 60 videos; narration; and moments whose sentences all read the same.
+head -n 960 $world/train/moments.jsonl > $world/train/few.jsonl
+for split in train test; do
+    leave_unread $world/$split
+    prepare_sentences $data $s3d moments $split $world/$split/moments.jsonl
+    prepare_sentences $data $s3d unread $split $world/$split/unread.jsonl
+done
+prepare_sentences $data $s3d few train $world/train/few.jsonl
+prepare_sentences $data $s3d narration train $world/train/narration.jsonl
+
+# run SYSTEM[:VARIANT] NAME OPTIONS...: trains and evaluates a seed's run.
+workdirs=()
+run() {
+    local config=configs/$1 workdir=runs/grounding/$2-$seed
+    shift 2
+    workdirs+=("$workdir")
+    echo "== $workdir"
+    $python launch/train.py --config "$config" --workdir "$workdir" --config.seed="$seed" "$@"
+    $python launch/evaluate.py --config "$config" --workdir "$workdir" --config.seed="$seed" "$@"
+}
+ctrl=$(options_of $data/ctrl)
+groundnlq=$(options_of $data/groundnlq)
+for seed in "$@"; do
+    run ctrl_shapes.py ctrl $ctrl
+    run ctrl_shapes.py:unread ctrl-unread $ctrl
+    run groundnlq_shapes.py groundnlq-scratch $groundnlq
+    run groundnlq_shapes.py:unread groundnlq-unread $groundnlq
+    run groundnlq_shapes.py:pretrain groundnlq-pretrained $groundnlq
+    run groundnlq_shapes.py:finetune groundnlq-finetuned $groundnlq \
+        --config.init_from=runs/grounding/groundnlq-pretrained-$seed
+done
+echo "== means over seeds, standard deviation, least and greatest"
+$python launch/figures.py seeds --workdirs runs/grounding/ctrl*-[0-9]* --evaluators shapes \
+    --metrics R@1,IoU=0.3 R@1,IoU=0.5 R@5,IoU=0.5 mIoU
+$python launch/figures.py seeds --workdirs runs/grounding/groundnlq*-[0-9]* --evaluators shapes \
+    --metrics R1@0.3 R1@0.5 R5@0.5 mIoU
