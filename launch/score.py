@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def score(arguments: argparse.Namespace) -> dict[str, float]:
-    """Recall, mIoU (percent) and counts; for `didemo` its own metrics, too.
+    """Recall, mIoU (percent) and counts; for `didemo` and `qvhighlights` their own metrics, too.
 
     Raises:
       AnnotationError: where predictions and annotations do not belong together, or nothing can be judged.
@@ -71,6 +71,8 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
     metrics["mIoU"] = 100 * moments.mean_top_overlap(ours, truths)
     if arguments.format == "didemo":
         metrics |= didemo.metrics(ours, truths)
+    elif arguments.format == "qvhighlights":
+        metrics |= moments.precision_metrics(ours, truths)
     known = {query.qid for query in found.queries}
     return metrics | {
         "queries": len(judged),

@@ -71,6 +71,15 @@ def test_didemo_adds_its_own(tmp_path, score):
     assert (found["didemo/Rank@1"], found["didemo/mIoU"], found["R1@0.7"]) == ("100", "100", "100")
 
 
+def test_qvhighlights_adds_average_precision(tmp_path, score):
+    truth = {"qid": 7, "query": "a", "duration": 150, "vid": "v", "relevant_windows": [[0, 10], [20, 30]]}
+    (tmp_path / "truth.jsonl").write_text(json.dumps(truth))
+    predictions = write(tmp_path / "p.jsonl", [{"qid": 7, "pred_relevant_windows": [[20, 30, 0.9], [0, 6, 0.8]]}])
+    words = ["--predictions", predictions, "--annotations", tmp_path / "truth.jsonl", "--format", "qvhighlights"]
+    found, _ = score(*words)
+    assert (found["mAP@0.5"], found["mAP@0.75"], found["mAP"], found["R1@0.7"]) == ("100", "50", "65", "100")
+
+
 def test_ego4d_s_result_file(tmp_path, score):
     asked = [{"clip_start_sec": 0, "clip_end_sec": 10}, {"clip_start_sec": 5, "clip_end_sec": 10}]
     clip = {"clip_uid": "c", "annotations": [{"annotation_uid": "u", "language_queries": asked}]}

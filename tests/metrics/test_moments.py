@@ -40,6 +40,31 @@ def test_metrics_by_name_in_percent():
     }
 
 
+def test_average_precision_by_hand():
+    """The second prediction finds the first truth again, which counts as wrong; the fourth finds the second truth."""
+    truths = [[0, 10], [20, 30]]
+    predictions = [[0, 10, 0.9], [1, 10, 0.8], [50, 60, 0.7], [20, 26, 0.6], [20, 30, 0.5]]
+    np.testing.assert_allclose(
+        moments.average_precisions(predictions, truths, (0.5, 0.75, 0.95)),
+        [(1 + 2 / 4) / 2, (1 + 2 / 5) / 2, (1 + 2 / 5) / 2],
+    )
+    assert moments.average_precisions(predictions, truths, (0.5,), most=3)[0] == 0.5
+    assert moments.average_precisions([], truths, (0.5,))[0] == 0
+
+
+def test_a_later_better_precision_counts_for_the_truths_before_it():
+    """Wrong, right, right: precisions 1/2 and 2/3, of which the better stands for both."""
+    truths = [[0, 10], [20, 30]]
+    predictions = [[50, 60], [0, 10], [20, 30]]
+    assert moments.average_precisions(predictions, truths, (0.5,))[0] == pytest.approx(2 / 3)
+
+
+def test_mean_average_precision_in_percent():
+    predictions, truths = [[[0, 8]], [[0, 6]]], [[[0, 10]], [[0, 10]]]
+    found = moments.precision_metrics(predictions, truths)
+    assert found == pytest.approx({"mAP@0.5": 100.0, "mAP@0.75": 50.0, "mAP": 50.0})
+
+
 def made_annotations():
     queries = [{"clip_start_sec": 1.0, "clip_end_sec": 2.0}, {"clip_start_sec": 3.0, "clip_end_sec": 5.0}]
     annotation = {"annotation_uid": "a", "language_queries": queries}

@@ -74,6 +74,43 @@ def mean_top_overlap(predictions: Sequence[np.ndarray], truths: Sequence[np.ndar
     return float(np.mean([overlap[0] if len(overlap) else 0.0 for overlap in overlaps]))
 
 
+def average_precisions(
+    predictions: np.ndarray, truths: np.ndarray, thresholds: Sequence[float], most: int = 10
+) -> np.ndarray:
+    """Average precision of a question with several right moments, `[len(thresholds)]` (QVHighlights, Lei et al. 2021).
+
+    Every truth is found once, by the first prediction that overlaps it enough and no free one more; of the precisions
+    at a truth and behind it the best counts.
+
+    Args:
+      predictions: `[K, 2 or more]`, best first.
+      truths: `[M, 2]`.
+      thresholds: Of overlap; just as much is enough.
+      most: Predictions that are looked at.
+    """
+    predictions, truths = np.asarray(predictions, np.float64), np.asarray(truths, np.float64).reshape(-1, 2)
+    predictions = predictions.reshape(len(predictions), -1 if predictions.size else 2)[:most, :2]
+    overlaps = np.nan_to_num(hull_overlap(predictions[:, None], truths[None]))
+    found = np.zeros(len(thresholds))
+    for place, threshold in enumerate(thresholds):
+        free, right = np.ones(len(truths), bool), np.zeros(len(predictions))
+        for number, overlap in enumerate(overlaps):
+            best = int(np.where(free, overlap, -1).argmax())
+            if free[best] and overlap[best] >= threshold:
+                free[best], right[number] = False, 1
+        precision = right.cumsum() / np.arange(1, len(right) + 1)
+        found[place] = (right * np.maximum.accumulate(precision[::-1])[::-1]).sum() / len(truths)
+    return found
+
+
+def precision_metrics(predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> dict[str, float]:
+    """`mAP@0.5`, `mAP@0.75` and `mAP`, the mean over overlaps 0.5, 0.55, ... 0.95, in percent."""
+    thresholds = np.arange(10, 20) / 20
+    pairs = zip(predictions, truths, strict=True)
+    table = 100 * np.mean([average_precisions(*pair, thresholds) for pair in pairs], 0)
+    return {"mAP@0.5": float(table[0]), "mAP@0.75": float(table[5]), "mAP": float(table.mean())}
+
+
 def moment_metrics(
     predictions: Sequence[np.ndarray],
     truths: Sequence[np.ndarray],
