@@ -53,8 +53,10 @@ def check_sources(config: ConfigDict, checkpoint: Path) -> None:
         return
     for key in (key for key in config.data if key.endswith("_source")):
         if key in trained.data and trained.data[key] != config.data[key]:
+            meaning = "" if trained.data[key] else ": the references' own features, no others do for it"
             raise configs.ConfigError(
                 f"config.data.{key}: {config.data[key]!r}, but {checkpoint} was trained with {trained.data[key]!r}"
+                + meaning
             )
 
 

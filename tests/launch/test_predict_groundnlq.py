@@ -99,5 +99,6 @@ def test_mistakes_are_one_line(folder, tmp_path, command):
     assert "an empty list" in error
     _, error = command("predict", *words(folder, tmp_path, "clip0", "--config.data.video_source=ours"))
     assert "config.data.video_source: 'ours', but" in error
+    assert error.endswith("was trained with '': the references' own features, no others do for it")
     _, error = command("predict", *words(folder, tmp_path, "absent"))
     assert "nothing can be predicted; absent: clip without questions" in error

@@ -256,8 +256,9 @@ def check_protocol(directory: str | Path, found: Mapping[str, Any], wanted: Mapp
     """
     for key, value in wanted.items():
         if found.get(key) != value:
+            meaning = ": the references' own features" if key.endswith("_source") and not value else ""
             raise DataError(
-                f"data {directory}: prepared with {key} = {found.get(key)!r}, the config asks for {value!r}"
+                f"data {directory}: prepared with {key} = {found.get(key)!r}, the config asks for {value!r}{meaning}"
             )
 
 
