@@ -1,13 +1,15 @@
-"""Times a training step or the input pipeline: python launch/benchmark.py --config FILE[:VARIANT] --steps N [--json]
+"""Times a training step, an encoder or the input: python launch/benchmark.py --config FILE[:VARIANT] --steps N [--json]
 
-The step runs on made-up batches that stay on the device, so no data is needed; `--input` reads batches and trains
-nothing. Its `examples_per_core_second` divides by the CPU time of the whole process, however many cores it ran on.
+The step runs on made-up batches that stay on the device, so no data is needed, and so does `--encoder NAME`, one of the
+task's, such as milnce's `video` and groundnlq's `moments`. `--input` reads batches and trains nothing; its
+`examples_per_core_second` divides by the CPU time of the whole process, however many cores it ran on.
 """
 
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import _cli
 import jax
@@ -15,17 +17,19 @@ from ml_collections import ConfigDict
 
 from vlm_jax.config import ConfigError
 from vlm_jax.tasks.made_data import MadePipeline
-from vlm_jax.tasks.task import get_task
+from vlm_jax.tasks.task import Task, get_task
 from vlm_jax.train import hardware, sharding
-from vlm_jax.train.setup import abstract_batch, compile_step, prepare
-from vlm_jax.types import DataShard
+from vlm_jax.train.setup import abstract_batch, compile_lowered, compile_step, prepare
+from vlm_jax.types import Batch, DataShard
 
 
 def main() -> None:
     """Runs the command."""
     parser = _cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20, help="steps to time, after two that are not counted")
-    parser.add_argument("--input", action="store_true", help="the input pipeline instead of the step")
+    timed = parser.add_mutually_exclusive_group()
+    timed.add_argument("--input", action="store_true", help="the input pipeline instead of the step")
+    timed.add_argument("--encoder", help="of the task, instead of the step")
     parser.add_argument("--bucket", help="of the lengths that the task has (default: the first)")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     arguments, config = _cli.parse(parser)
@@ -33,6 +37,8 @@ def main() -> None:
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     if arguments.input:
         figures = time_input(config, arguments.steps)
+    elif arguments.encoder:
+        figures = time_encoder(config, arguments.steps, arguments.bucket, arguments.encoder)
     else:
         figures = time_step(config, arguments.steps, arguments.bucket)
     if jax.process_index():
@@ -51,9 +57,7 @@ def time_step(config: ConfigDict, steps: int, bucket: str | None) -> Mapping[str
       ConfigError: for a bucket that the task does not have.
     """
     task = get_task(config)
-    bucket = next(iter(task.batch_specs)) if bucket is None else bucket
-    if bucket not in task.batch_specs:
-        raise ConfigError(f"--bucket: {bucket!r} is not one of {', '.join(task.batch_specs)}")
+    bucket = find_bucket(task, bucket)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config)
     setup = prepare(task, config, mesh, total_steps=config.steps or 1000, steps_per_epoch=100)
@@ -61,15 +65,68 @@ def time_step(config: ConfigDict, steps: int, bucket: str | None) -> Mapping[str
     compiled = compile_step(setup, abstract_batch(task, mesh, bucket))
     compile_seconds = time.monotonic() - began
     state = setup.create(jax.random.key(config.seed))
-    shard = DataShard(jax.process_index(), jax.process_count(), config.batch_size, config.seed)
-    batch = sharding.shard_batch(mesh, next(iter(MadePipeline(task.batch_specs[bucket], shard))))
-    seconds = []
-    for number in range(steps + 2):
-        began = time.monotonic()
+    batch = made_batch(task, config, mesh, bucket)
+
+    def step() -> Any:
+        nonlocal state
         state, metrics = compiled(state, batch)
-        jax.block_until_ready((state, metrics))
-        if number >= 2:
-            seconds.append(time.monotonic() - began)
+        return state, metrics
+
+    return describe(config, time_calls(step, steps), compiled, compile_seconds)
+
+
+def time_encoder(config: ConfigDict, steps: int, bucket: str | None, name: str) -> Mapping[str, object]:
+    """The same of one of the task's encoders.
+
+    Raises:
+      ConfigError: for a bucket or an encoder that the task does not have.
+    """
+    task = get_task(config)
+    bucket = find_bucket(task, bucket)
+    if name not in task.encoders:
+        raise ConfigError(f"--encoder: {name!r} is not one of {', '.join(task.encoders)}")
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(mesh, config)
+    batch = made_batch(task, config, mesh, bucket)
+    variables = jax.jit(task.init)(jax.random.key(config.seed), batch)
+    began = time.monotonic()
+    compiled = compile_lowered(jax.jit(task.encoders[name]).lower(variables, batch))
+    compile_seconds = time.monotonic() - began
+    return describe(config, time_calls(lambda: compiled(variables, batch), steps), compiled, compile_seconds)
+
+
+def find_bucket(task: Task, bucket: str | None) -> str:
+    """A name of `Task.batch_specs`, the first one where none is given.
+
+    Raises:
+      ConfigError: for one that the task does not have.
+    """
+    bucket = next(iter(task.batch_specs)) if bucket is None else bucket
+    if bucket not in task.batch_specs:
+        raise ConfigError(f"--bucket: {bucket!r} is not one of {', '.join(task.batch_specs)}")
+    return bucket
+
+
+def made_batch(task: Task, config: ConfigDict, mesh: jax.sharding.Mesh, bucket: str) -> Batch:
+    """A made-up batch on the devices."""
+    shard = DataShard(jax.process_index(), jax.process_count(), config.batch_size, config.seed)
+    return sharding.shard_batch(mesh, next(iter(MadePipeline(task.batch_specs[bucket], shard))))
+
+
+def time_calls(call: Callable[[], Any], steps: int) -> list[float]:
+    """Seconds of every call after the first two."""
+    seconds = []
+    for _ in range(steps + 2):
+        began = time.monotonic()
+        jax.block_until_ready(call())
+        seconds.append(time.monotonic() - began)
+    return seconds[2:]
+
+
+def describe(
+    config: ConfigDict, seconds: list[float], compiled: jax.stages.Compiled, compile_seconds: float
+) -> Mapping[str, object]:
+    """The figures of a compiled function."""
     median = statistics.median(seconds)
     flops, peak = hardware.step_flops(compiled), hardware.peak_flops()
     figures: dict[str, object] = {
@@ -82,7 +139,7 @@ def time_step(config: ConfigDict, steps: int, bucket: str | None) -> Mapping[str
     }
     if peak:
         figures["mfu"] = flops / median / peak
-    return figures | {"batch_size": config.batch_size, "device": describe_devices(), "steps": steps}
+    return figures | {"batch_size": config.batch_size, "device": describe_devices(), "steps": len(seconds)}
 
 
 def time_input(config: ConfigDict, steps: int) -> Mapping[str, object]:

@@ -265,6 +265,10 @@ def test_benchmark_prints_one_line_of_json(root, prepared):
     assert wanted <= figures.keys()
     assert figures["flops_per_step"] > 1e6
     assert figures["peak_memory"] > 1e5
+    words = ["--config", "configs/groundnlq_scratch.py:smoke", "--encoder", "moments", "--steps", 3, "--json"]
+    encoding = json.loads(command(root, "launch/benchmark.py", *words).splitlines()[-1])
+    assert wanted <= encoding.keys()
+    assert encoding["steps"] == 3
     said = command(root, "launch/benchmark.py", *prepared, "--input", "--steps", 3, "--json")
     figures = json.loads(said.splitlines()[-1])
     assert figures["examples_per_second"] > 0

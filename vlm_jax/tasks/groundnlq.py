@@ -73,7 +73,10 @@ def make_task(config: ConfigDict) -> Task:
         loss_fn=loss_fn,
         train_data=train_data,
         evaluators={name: _moments(config, name, model, options, stores) for name in config.moments},
-        encoders={"levels": functools.partial(read_levels, model)},
+        encoders={
+            "levels": functools.partial(read_levels, model),
+            "moments": functools.partial(find_moments, model, options),
+        },
         predict=functools.partial(answers.predict, config, functools.partial(find_moments, model), stores, make_rules),
         run_state=(NORMALISER,),
     )
@@ -196,11 +199,15 @@ def read_levels(model: GroundNLQ, variables: Variables, batch: Batch) -> Outputs
 
 
 def find_moments(model: GroundNLQ, options: Decoding, variables: Variables, batch: Batch) -> Outputs:
-    """The best moments of every example: `segments` `[B, K, 2]` in seconds, `scores` `[B, K]`, `there` `[B, K]`."""
+    """The best moments of every example: `segments` `[B, K, 2]` in seconds, `scores` `[B, K]`, `there` `[B, K]`.
+
+    They end with the clip where the batch has its `duration` `[B]`, seconds.
+    """
+    duration = batch.get("duration", jnp.full(len(batch["video"]), jnp.inf))
     levels = model.apply({"params": variables["params"]}, *(batch[name] for name in INPUTS))
     wide = (level.astype(jnp.result_type(level, jnp.float32)) for part in levels[:2] for level in part)
     heads, count = list(wide), len(levels.masks)
-    found = decode(heads[:count], heads[count:], levels.masks, batch["duration"], options)
+    found = decode(heads[:count], heads[count:], levels.masks, duration, options)
     return {"segments": found.segments, "scores": found.scores, "there": found.mask}
 
 

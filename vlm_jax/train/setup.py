@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jax.stages import Compiled
+from jax.stages import Compiled, Lowered
 from ml_collections import ConfigDict
 
 from vlm_jax.tasks.task import Task
@@ -88,7 +88,11 @@ def abstract_batch(task: Task, mesh: Mesh, bucket: str) -> PyTree:
 def compile_step(setup: Setup, batch: PyTree) -> Compiled:
     """Compiles the training step for the shapes of a batch, which may hold values or not; the state is donated."""
     step = jax.jit(setup.step, donate_argnums=0, out_shardings=(setup.places, None))
-    lowered = step.lower(setup.abstract, batch)
+    return compile_lowered(step.lower(setup.abstract, batch))
+
+
+def compile_lowered(lowered: Lowered) -> Compiled:
+    """Compiles with the options that suit the device."""
     if jax.default_backend() == "cpu":
         # Where the experimental option is gone, so is the reason to set it.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
