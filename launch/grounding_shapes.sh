@@ -19,8 +19,8 @@ $python launch/train.py --config configs/milnce_shapes.py --workdir $s3d --confi
 
 echo "== features of video and words"
 prepare_features $data $s3d
-# All annotated moments; those of the first 60 videos; narration; and moments whose sentences all read the same.
-head -n 960 $world/train/moments.jsonl > $world/train/few.jsonl
+# All annotated moments; the first 240; narration; and moments whose sentences all read the same.
+head -n 240 $world/train/moments.jsonl > $world/train/few.jsonl
 for split in train test; do
     leave_unread $world/$split
     prepare_sentences $data $s3d moments $split $world/$split/moments.jsonl
