@@ -1,10 +1,10 @@
 """GroundNLQ on the made world: does a small one find what a sentence tells, in films it never saw? Variants:
 
-(default)  from scratch, on 240 moments of 15 films
+(default)  from scratch, on 240 moments of 16 films
 pretrain   on what a narrator says, seconds off, in all 600 films
 finetune   from a pre-trained one (config.init_from), on the same moments as from scratch
 unread     on the moments of all films, whose sentences all read the same: what is found without reading
-short      on the moments of all films of a smaller world, for the quickstart
+short      on 480 moments of a smaller world, for the quickstart
 smoke      a few steps of a smaller model on made-up data
 
 `bash launch/grounding_shapes.sh` makes the data and prints the options that say what features were made with.
@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant == "smoke":
         return config
     data = DATA.replace("shapes", "shapes_short") if variant == "short" else DATA
-    train = {"pretrain": "narration", "unread": "unread", "short": "moments"}.get(variant, "few")
+    train = {"pretrain": "narration", "unread": "unread"}.get(variant, "few")
     test = "unread" if variant == "unread" else "moments"
     config.seed = 1
     config.batch_size, config.batch_groups = 16, 1

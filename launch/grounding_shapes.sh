@@ -30,11 +30,9 @@ prepare_sentences $data $s3d few train $world/train/few.jsonl
 prepare_sentences $data $s3d narration train $world/train/narration.jsonl
 
 # run SYSTEM[:VARIANT] NAME OPTIONS...: trains and evaluates a seed's run.
-workdirs=()
 run() {
     local config=configs/$1 workdir=runs/grounding/$2-$seed
     shift 2
-    workdirs+=("$workdir")
     echo "== $workdir"
     $python launch/train.py --config "$config" --workdir "$workdir" --config.seed="$seed" "$@"
     $python launch/evaluate.py --config "$config" --workdir "$workdir" --config.seed="$seed" "$@"

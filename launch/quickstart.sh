@@ -60,7 +60,7 @@ milnce() {
 }
 
 groundnlq() {
-    local config=configs/groundnlq_shapes.py:short options split
+    local config=configs/groundnlq_shapes.py:short options
 
     echo "== 1/6 made films: shapes that move, with narration seconds off"
     prepare_shapes $made 150 40
@@ -70,9 +70,9 @@ groundnlq() {
 
     echo "== 3/6 its features of the films, and of the words of sentences that are true at one moment of a film"
     prepare_features $made $run-shapes
-    for split in train test; do
-        prepare_sentences $made $run-shapes moments $split $made/world/$split/moments.jsonl
-    done
+    head -n 480 $made/world/train/moments.jsonl > $made/world/train/few.jsonl
+    prepare_sentences $made $run-shapes few train $made/world/train/few.jsonl
+    prepare_sentences $made $run-shapes moments test $made/world/test/moments.jsonl
     leave_unread $made/world/test
     prepare_sentences $made $run-shapes unread test $made/world/test/unread.jsonl
     options=$(options_of $made/groundnlq)
