@@ -2,8 +2,8 @@ import json
 import subprocess
 import sys
 
+import matplotlib.image
 import numpy as np
-import pytest
 
 
 def figures(root, *arguments):
@@ -35,7 +35,6 @@ def test_a_run_without_results_is_one_line(root, tmp_path):
 
 def test_a_timeline_of_a_real_clip(root, tmp_path):
     """With truth and without it; an ending of the name, or none."""
-    plt = pytest.importorskip("matplotlib.pyplot")
     clip = next(path for path in sorted((root / "data_prep" / "clips").iterdir()) if path.suffix == ".mp4")
     lines = [
         {"video": clip.stem, "query": "someone", "seconds": [[0.5, 2.0, 0.9], [3.0, 4.0, 0.2]], "truth": [[0.4, 2.0]]},
@@ -45,7 +44,7 @@ def test_a_timeline_of_a_real_clip(root, tmp_path):
     words = ["timeline", "--predictions", tmp_path / "p.jsonl", "--videos", clip.parent, "--output", tmp_path / "a.png"]
     done = figures(root, *words)
     assert done.stdout.strip() == f"{tmp_path / 'a.png'}: 2 of 2 sentences", done.stderr
-    picture = plt.imread(tmp_path / "a.png")
+    picture = matplotlib.image.imread(tmp_path / "a.png")
     assert picture.shape[1] == 1120
     green = np.abs(picture[..., :3] - np.array([26, 127, 55]) / 255).max(-1) < 0.02
     assert green.any(1).sum() > 5, "the truth and the right moment's mark"
