@@ -1,6 +1,8 @@
 """CTRL as a task: one loss on any number of devices, and from files to found moments."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import made_moments
@@ -82,6 +84,30 @@ def test_the_loss_is_one_of_the_whole_batch_on_any_number_of_devices():
         for path, leaf in jax.tree_util.tree_leaves_with_path(found[1]):
             other = dict(jax.tree_util.tree_leaves_with_path(found[count]))[path]
             np.testing.assert_allclose(other, leaf, rtol=1e-9, atol=1e-15, err_msg=f"{count}: {path_name(path)}")
+
+
+EIGHT = """
+import jax
+import numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_enable_x64", True)
+from vlm_jax import config as configs
+from vlm_jax.tasks.task import get_task
+from vlm_jax.train import sharding
+config = configs.load("configs/ctrl_tacos.py:smoke")
+task, rng = get_task(config), np.random.default_rng(0)
+batch = {name: rng.normal(size=spec.shape) for name, spec in task.batch_specs[""].items()}
+params = task.init(jax.random.key(0), batch)["params"]
+spread = sharding.shard_batch(sharding.make_mesh(config.mesh), batch)
+one, eight = (float(jax.jit(task.loss_fn)(params, {}, x, jax.random.key(0))[0]) for x in (batch, spread))
+np.testing.assert_allclose(eight, one, rtol=1e-12)
+print(len(spread["visual"].sharding.device_set), "devices")
+"""
+
+
+def test_the_loss_on_eight_devices_is_that_on_one(root):
+    done = subprocess.run([sys.executable, "-c", EIGHT], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "8 devices", done.stderr
 
 
 @pytest.fixture(scope="module")
