@@ -90,6 +90,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
 
     pipeline.restore(position)
     step = start
+    # Several CPU devices share one pool of threads, in which queued steps can wait for one another until XLA aborts.
+    in_turn = jax.default_backend() == "cpu" and jax.local_device_count() > 1
     try:
         if step == 0 and config.evaluate.at_start:
             run_evaluators(0)
@@ -101,6 +103,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
                 window.waited += time.monotonic() - waiting
                 compiled, flops = steps.for_batch(batch)
                 state, metrics = compiled(state, batch)
+                if in_turn:
+                    jax.block_until_ready(metrics)
                 step += 1
                 position += config.batch_size
                 window.add(metrics, flops)
