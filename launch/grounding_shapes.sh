@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # CTRL and GroundNLQ on the made world, one run a seed: bash launch/grounding_shapes.sh [SEED ...]
-# Seeds 1 2 3 take about two hours on two cores. The same command again goes on where it was stopped.
+# Seeds 1 2 3 take about an hour and a half on two cores. The same command again goes on where it was stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
