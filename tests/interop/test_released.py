@@ -46,10 +46,10 @@ def test_names():
 
 def test_a_file_without_an_address_may_be_put_there(tmp_path):
     with pytest.raises(ConversionError) as said:
-        released.fetch("epoch_005.pth.tar", tmp_path, "houzhijian/GroundNLQ")
-    place = tmp_path / "epoch_005.pth.tar"
+        released.fetch("groundnlq.pth.tar", tmp_path, "houzhijian/GroundNLQ")
+    place = tmp_path / "groundnlq.pth.tar"
     assert str(said.value) == (
-        f"epoch_005.pth.tar: its address is not known here; get it from houzhijian/GroundNLQ and put it at {place}"
+        f"groundnlq.pth.tar: its address is not known here; get it from houzhijian/GroundNLQ and put it at {place}"
     )
     place.write_bytes(b"content")
-    assert released.fetch("epoch_005.pth.tar", tmp_path, "houzhijian/GroundNLQ") == place
+    assert released.fetch("groundnlq.pth.tar", tmp_path, "houzhijian/GroundNLQ") == place

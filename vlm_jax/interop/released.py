@@ -20,7 +20,7 @@ class Released:
 
     Attributes:
       system: Whose, as `config.task` names it.
-      url: Of the file; its ending tells the form. A bare name where no address is known.
+      url: Of the file; its ending tells the form. Where no address is known, a name of our own.
       origin: The repository that names it.
       beside: Further files that are read with it: config key -> url.
     """
@@ -38,8 +38,8 @@ RELEASED = {
         "https://paddlemodels.bj.bcebos.com/video_grounding/TALL.pdparams",
         "PaddlePaddle/models release/1.8, PaddleCV/video",
     ),
-    "groundnlq": Released("groundnlq", "epoch_005.pth.tar", "houzhijian/GroundNLQ"),
-    "groundnlq_star": Released("groundnlq", "epoch_004.pth.tar", "houzhijian/GroundNLQ"),
+    "groundnlq": Released("groundnlq", "groundnlq.pth.tar", "houzhijian/GroundNLQ"),
+    "groundnlq_star": Released("groundnlq", "groundnlq_star.pth.tar", "houzhijian/GroundNLQ"),
     "milnce": Released(
         "milnce",
         f"{_WILLOW}/s3d_howto100m.pth",
@@ -60,7 +60,7 @@ def fetch(url: str, folder: Path, origin: str) -> Path:
     """The file of an address, from the folder if it lies there already, else over the network into it.
 
     Args:
-      url: The address, or the name of a file whose address is not known.
+      url: The address, or a name of our own for a file whose address is not known.
       folder: Where files are kept.
       origin: Who names it.
 
