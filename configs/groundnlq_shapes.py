@@ -54,5 +54,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.moments.shapes_unread = ConfigDict(held_out | rule | {"queries": f"{data}/unread"})
     config.predict = ConfigDict(held_out)
     if variant == "finetune":
+        config.init_from = "runs/grounding/groundnlq-pretrained-1"
         config.init_drop = sibling(__file__, "groundnlq_finetune.py", "train").init_drop
     return config
