@@ -2,64 +2,21 @@
 
 (default)  PaddlePaddle/models release/1.8 (`PaddleCV/video/configs/tall.yaml`): 25 epochs of batches of 56
 original   jiyanggao/TALL: biases, 20000 steps at a higher rate, no clipping, no moment twice in a batch
-smoke      a few steps of a small model on made-up data
+smoke      a few steps of a small model on synthetic batches
 """
 
 from ml_collections import ConfigDict
 
-from vlm_jax.config import base_config
+from vlm_jax.systems.ctrl.config import default_config
 
 VARIANTS = ("original", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config of a variant."""
-    config = base_config()
-    config.task = "ctrl"
-    config.batch_size = 56
-    config.epochs = 25
-    config.matmul_precision = "highest"
-    config.data.made = False
-    config.data.windows = "data/tacos/windows_train"
-    config.data.queries = "data/tacos/queries"
-    config.data.split = "train"
-    # A window trains with a moment if they overlap by more than this and less of it than that lies outside.
-    config.data.min_overlap = 0.5
-    config.data.max_outside = 0.15
-    # Whether a batch may hold two windows of one moment, each of which is then a wrong one for the other's sentence.
-    config.data.unique_clips = False
-    # Frames that stand around a window: `context_num` stretches of `context_size` frames on each side; 'exact' or
-    # 'nearest' says which windows stand for them.
-    config.data.context_num = 1
-    config.data.context_size = 128
-    config.data.context = "exact"
-    # What features and vectors were made with, as `data_prep/ctrl.py` states it; '' for the released files.
-    config.data.visual_source = ""
-    config.data.sentence_source = ""
-    config.model = ConfigDict(
-        {
-            "visual_dim": 3 * 4096,
-            "sentence_dim": 4800,
-            "dim": 1024,
-            "hidden_dim": 1000,
-            "use_bias": False,
-            "normalisation": "added",
-            "projection_std": 1.0,
-            # 0 is sqrt(2 / inputs).
-            "head_std": 0.0,
-            "factored": True,
-            "dtype": "float32",
-        }
-    )
-    # A right pair weighs positive_weight + alpha, a wrong one alpha, which is 1 / batch_size where it is 0.
-    config.loss = ConfigDict({"positive_weight": 1.0, "alpha": 0.0, "regression_weight": 0.01})
-    config.optimizer.epsilon_before_correction = True
-    config.optimizer.clip_norm = 5.0
-    config.schedule.learning_rate = 1e-3
-    config.checkpoint.every_epochs = 1
+    config = default_config()
     config.evaluate.every_epochs = 1
     config.evaluate.names = ("tacos",)
-    config.evaluate.batch_size = 256
     config.moments = ConfigDict(
         {
             "tacos": {
@@ -73,12 +30,6 @@ def get_config(variant: str = "") -> ConfigDict:
             }
         }
     )
-    # Where launch/predict.py finds windows, and the sentences of videos that are listed without any.
-    config.predict = ConfigDict(
-        {"windows": "data/tacos/windows_test", "queries": "data/tacos/queries", "split": "test"}
-    )
-    # Sentences and windows that evaluation compares at the same time.
-    config.tile = ConfigDict({"sentences": 16, "windows": 256})
     if variant == "original":
         config.epochs, config.steps = 0, 20000
         config.data.unique_clips = True
@@ -91,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.moments.tacos.count_videos_without_windows = True
     elif variant == "smoke":
         config.batch_size, config.epochs, config.steps, config.log_every = 8, 0, 6, 1
-        config.data.made = True
+        config.data.synthetic = True
         config.model.visual_dim, config.model.sentence_dim = 24, 10
         config.model.dim, config.model.hidden_dim = 16, 12
         config.checkpoint.every_steps, config.checkpoint.every_epochs = 3, 0

@@ -3,7 +3,7 @@
 train           (default) rate 2.5e-5 at a global batch of 2, 10 epochs on train, as published validation scores need it
 train_val       the same on train and validation together, as the released config files do; for the test set
 test_inference  answers the test split, which has no public ground truth, by launch/evaluate.py
-smoke           a few steps of a small model on made-up data
+smoke           a few steps of a small model on synthetic batches
 
 `config.init_from` takes a checkpoint of the pre-training run, or a converted one; the heads start afresh.
 """

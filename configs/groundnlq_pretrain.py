@@ -1,7 +1,7 @@
 """GroundNLQ pre-trained on narrations as if they were questions (NaQ). Variants:
 
 (default)  rate 2e-4 (5e-5 on each of 4 GPUs) at a global batch of 16, 10 epochs; judged on validation questions
-smoke      a few steps of a small model on made-up data
+smoke      a few steps of a small model on synthetic batches
 
 The authors fine-tune from the sixth epoch.
 """

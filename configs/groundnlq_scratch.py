@@ -1,101 +1,25 @@
 """GroundNLQ from scratch on Ego4D NLQ v2 (houzhijian/GroundNLQ, `ego4d_nlq_v2_egovlp_internvideo_1e-4.yaml`). Variants:
 
 (default)  rate 1e-4 (5e-5 on each of 2 GPUs) at a global batch of 4, 13 epochs; trained on train, judged on validation
-smoke      a few steps of a small model on made-up data
+smoke      a few steps of a small model on synthetic batches
 
 The other configs of this system start from this one.
 """
 
 from ml_collections import ConfigDict
 
-from vlm_jax.config import base_config
+from vlm_jax.systems.groundnlq.config import default_config
 
 VARIANTS = ("smoke",)
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config of a variant."""
-    config = base_config()
-    config.task = "groundnlq"
-    config.seed = 12345678
-    config.batch_size, config.batch_groups = 4, 2
-    # 8 epochs after 5 of warm-up.
-    config.epochs, config.schedule.warmup_epochs = 13, 5
-    config.matmul_precision = "highest"
-    config.data.made = False
-    config.data.features = "data/ego4d/features"
-    config.data.queries = "data/ego4d/queries"
-    # Several splits are joined by '+'.
-    config.data.split = "train"
-    # What features and words were made with, as the preparation states it; '' for the released ones.
-    config.data.video_source, config.data.text_source = "", ""
-    # Frames from one position to the next. The true spacing of the released features is nearer 16.
-    config.data.feature_stride, config.data.fps = 16.043, 30.0
-    # Of clips in memory: 'bfloat16' and 'float16' take half as much.
-    config.data.dtype = "float32"
-    # Lengths that batches are padded to; (2560,) is the reference's form. The answers are the same.
-    config.data.buckets = (1024, 1536, 2048, 2560)
-    # Targets are moved and stretched at random.
-    config.data.jitter = False
-    config.text = ConfigDict({"max_tokens": 32})
-    config.model = ConfigDict(
-        {
-            "video_dim": 2304,
-            "text_dim": 512,
-            "dim": 384,
-            "head_dim": 384,
-            "heads": 4,
-            "embedding_layers": 2,
-            "text_blocks": 4,
-            "stem_blocks": 4,
-            # Blocks of the pyramid that see the words (GroundNLQ*: all six), and those that do not.
-            "cross_blocks": 0,
-            "plain_blocks": 6,
-            "windows": (9,),
-            "max_length": 2560,
-            "position_table": True,
-            "relative_bias": False,
-            "classes": 1,
-            "prior": 0.01,
-            "drop_path": 0.1,
-            # Positions to the farther end of what every level answers for.
-            "ranges": ((0, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 128), (64, 10000)),
-            "dtype": "float32",
-        }
-    )
-    config.loss = ConfigDict({"first_normaliser": 200.0, "label_smoothing": 0.1, "offset_weight": 1.0, "radius": 1.5})
-    config.decoding = ConfigDict(
-        {
-            "score_threshold": 0.001,
-            "candidates_per_level": 2000,
-            "duration_threshold": 0.001,
-            "suppression": "soft",
-            "min_score": 0.001,
-            "overlap": 0.1,
-            "sigma": 0.75,
-            "max_moments": 5,
-            # As the released models are evaluated; targets have no such shift.
-            "half_feature_shift": True,
-        }
-    )
-    config.optimizer.name = "adamw"
-    config.optimizer.weight_decay = 0.05
-    config.optimizer.groups = ((r"(bias|scale|level_scale_\d+)$", 1.0, 0.0),)
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.ema_decay = 0.999
-    config.schedule.name = "cosine"
-    config.schedule.learning_rate, config.schedule.final_learning_rate = 1e-4, 1e-8
-    config.schedule.warmup_inclusive = True
+    config = default_config()
     # The best epoch lies in the middle: each is evaluated, and the best ones stay.
-    config.checkpoint.every_epochs, config.checkpoint.keep, config.checkpoint.keep_best = 1, 2, 3
-    config.checkpoint.best_metric = "validation/mean_R1"
+    config.checkpoint.keep_best, config.checkpoint.best_metric = 3, "validation/mean_R1"
     config.evaluate.every_epochs, config.evaluate.names = 1, ("validation",)
-    config.evaluate.batch_size = 16
-    # Questions that the reference evaluates at the same time; each is padded to the longest of them.
-    config.evaluate.reference_batch = 16
     config.moments = ConfigDict({"validation": evaluation("validation")})
-    # Where launch/predict.py finds clips, and the questions about clips that are listed without any.
-    config.predict = ConfigDict({"features": "data/ego4d/features", "queries": "data/ego4d/queries", "split": "test"})
     if variant == "smoke":
         make_small(config)
     return config
@@ -108,10 +32,10 @@ def evaluation(split: str) -> dict[str, object]:
 
 
 def make_small(config: ConfigDict) -> None:
-    """A small model, a few steps, made-up data."""
+    """A small model, a few steps, synthetic batches."""
     config.epochs, config.steps, config.log_every = 0, 6, 1
     config.batch_size, config.batch_groups = 2, 2
-    config.data.made, config.data.buckets = True, (64,)
+    config.data.synthetic, config.data.buckets = True, (64,)
     config.text.max_tokens = 6
     model = config.model
     model.video_dim, model.text_dim, model.dim, model.head_dim, model.heads = 24, 16, 16, 16, 2

@@ -6,7 +6,7 @@ pretrain        on narrations
 finetune        on train, from a pre-trained GroundNLQ*
 train_val       the same on train and validation together
 test_inference  answers the test split
-smoke           a few steps of a small model on made-up data
+smoke           a few steps of a small model on synthetic batches
 """
 
 from ml_collections import ConfigDict

@@ -3,69 +3,19 @@
 (default)  300 epochs, global batch 1024 on 16 processes: the longer published PyTorch run
 short      150 epochs, global batch 512 on 8 processes
 paper      32 frames at 200 x 200 and statistics over the whole batch, as the paper's TPU runs
-smoke      a few steps of a narrow network on made-up data
+smoke      a few steps of a narrow network on synthetic batches
 """
 
 from ml_collections import ConfigDict
 
-from vlm_jax.config import base_config
+from vlm_jax.systems.milnce.config import default_config
 
 VARIANTS = ("short", "paper", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant."""
-    config = base_config()
-    config.task = "milnce"
-    config.batch_size = 1024
-    config.batch_groups = 16
-    config.epochs = 300
-    config.data.directory = "data/howto100m"
-    config.data.streams = 16
-    config.data.made = False
-    config.clips = ConfigDict(
-        {
-            "num_frames": 16,
-            "fps": 5,
-            "size": 224,
-            "min_time": 5.0,
-            "num_candidates": 4,
-            "crop_only": True,
-            "center_crop": False,
-            "random_flip": True,
-        }
-    )
-    config.text = ConfigDict(
-        {
-            "vocabulary": "data/dict.npy",
-            "word2vec": "data/word2vec.pth",
-            "rows": 66250,
-            "word_dim": 300,
-            "max_words": 20,
-            "max_words_retrieval": 30,
-            # Of sentences given to `inference.Model.encode_text`; the released model's own are True and 16.
-            "lower_case": False,
-            "max_words_raw": 30,
-        }
-    )
-    config.model = ConfigDict(
-        {
-            "embedding_dim": 512,
-            "text_hidden_dim": 2048,
-            "blocks": ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c"),
-            "width": 1.0,
-            "space_to_depth": False,
-            "weight_init": "uniform",
-            "dtype": "float32",
-            "convolution": "auto",
-        }
-    )
-    config.loss = ConfigDict({"divide_gradient_by_groups": True})
-    config.schedule.name = "cosine"
-    config.schedule.learning_rate = 1e-3
-    config.schedule.warmup_steps = 10000
-    config.checkpoint.every_epochs = 1
-    config.checkpoint.keep = 10
+    """Return the config of a variant."""
+    config = default_config()
     config.checkpoint.keep_best = 1
     config.checkpoint.best_metric = "youcook2/R@10"
     # Without YouCook2: --config.evaluate.names="()" --config.checkpoint.keep_best=0
@@ -77,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "msrvtt": {"directory": "data/msrvtt", "split": "test", "windows": 10, "frame_order": "filmed"},
         }
     )
-    # A linear classifier on mixed_5c. The reference means to add mirrored windows but loses them: flipped adds them.
+    # The reference means to add mirrored windows but loses them: flipped adds them.
     config.linear = ConfigDict(
         {"hmdb51": {"directory": "data/hmdb51", "split": "videos", "windows": 10, "flipped": False}}
     )
@@ -90,7 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     elif variant == "smoke":
         config.batch_size, config.batch_groups, config.data.streams = 4, 2, 1
         config.epochs, config.steps, config.log_every = 0, 6, 1
-        config.data.made = True
+        config.data.synthetic = True
         config.clips.num_frames, config.clips.size, config.clips.num_candidates = 8, 32, 2
         config.text.vocabulary, config.text.word2vec, config.text.rows = "", "", 100
         config.model.width, config.model.blocks = 0.125, ("3b", "4b", "5b")

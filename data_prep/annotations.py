@@ -1,4 +1,4 @@
-"""Annotations to one form: python data_prep/annotations.py --source FILE --format FORM --output NAME.jsonl
+"""Annotations to one form: python -m data_prep.annotations --source FILE --format FORM --output NAME.jsonl
 
 The output has a JSON object a line, {qid, video, query, duration, spans (seconds), fps, frames}: what launch/predict.py
 takes as a file list and launch/score.py as annotations. Forms: `vlm_jax/data/annotations.py`. What cannot be used is
@@ -8,14 +8,12 @@ counted by reason and listed beside the output.
 import argparse
 import collections
 import csv
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from vlm_jax.data import annotations
-from vlm_jax.data.annotations import FORMS, AnnotationError
+from data_prep import shards
+from vlm_jax import annotations
+from vlm_jax.annotations import FORMS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -41,7 +39,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (AnnotationError, OSError) as error:
-        sys.exit(f"error: {error}")
+    shards.main(main)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from vlm_jax.data.records import DataError
+from vlm_jax.errors import DataError, MissingPackageError
 
 
 def make_all(function: Callable[[object], None], tasks: Sequence[object], options: str) -> None:
@@ -24,7 +24,7 @@ def make_all(function: Callable[[object], None], tasks: Sequence[object], option
         import apache_beam
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError:
-        raise ImportError("--beam_pipeline_options needs Apache Beam: pip install 'vlm_jax[beam]'") from None
+        raise MissingPackageError("--beam_pipeline_options needs Apache Beam: pip install 'vlm_jax[beam]'") from None
     words = [f"--{word.strip().removeprefix('--')}" for word in options.split(",") if word.strip()]
     try:
         parsed = PipelineOptions(words, save_main_session=False)

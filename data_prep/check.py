@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 from vlm_jax.data import records
 from vlm_jax.data.pipeline import Split
-from vlm_jax.data.records import DataError
+from vlm_jax.errors import DataError
 from vlm_jax.progress import Progress
 
 EXAMPLES = 5

@@ -21,7 +21,8 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from data_prep import beam
-from vlm_jax.data.records import DataError, Record, Skip, finalize, index_path, shard_path, write_json, write_shard
+from vlm_jax.data.records import Record, Skip, finalize, index_path, shard_path, write_json, write_shard
+from vlm_jax.errors import DataError, UserError
 from vlm_jax.progress import Progress
 
 
@@ -160,5 +161,5 @@ def main(run_command: Callable[[], None]) -> None:
     """Runs a command; an expected error is one line and exit status 1."""
     try:
         run_command()
-    except (DataError, OSError, ImportError) as error:
+    except (UserError, OSError) as error:
         sys.exit(f"error: {error}")

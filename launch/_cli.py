@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
+from vlm_jax.errors import UserError
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -79,15 +80,10 @@ def compile_cache() -> None:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command; an expected error is one line and exit status 1."""
+    """Runs a command; an error meant for the user is one line and exit status 1."""
     try:
         main()
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        if type(error).__module__.split(".")[0] not in ("vlm_jax", "builtins") or type(error) in (
-            ValueError,
-            RuntimeError,
-        ):
-            raise
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from vlm_jax import inference
-from vlm_jax.config import ConfigError
-from vlm_jax.data.text_vectors import TextSettings
-from vlm_jax.tasks.milnce import WORD_TABLE
+from vlm_jax.errors import ConfigError
+from vlm_jax.systems.milnce.task import WORD_TABLE
 from vlm_jax.text import word_list
+from vlm_jax.text_features import TextSettings
 
 LAYERS = ("sentence", "words")
 """The tower's embedding `[S]`, or the word table's rows of the known words `[L, C]`."""

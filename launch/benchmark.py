@@ -15,9 +15,9 @@ import _cli
 import jax
 from ml_collections import ConfigDict
 
-from vlm_jax.config import ConfigError
-from vlm_jax.tasks.made_data import MadePipeline
-from vlm_jax.tasks.task import Task, get_task
+from vlm_jax.data.synthetic import SyntheticPipeline
+from vlm_jax.errors import ConfigError
+from vlm_jax.task import Task, get_task
 from vlm_jax.train import hardware, sharding
 from vlm_jax.train.setup import abstract_batch, compile_lowered, compile_step, prepare
 from vlm_jax.types import Batch, DataShard
@@ -65,7 +65,7 @@ def time_step(config: ConfigDict, steps: int, bucket: str | None) -> Mapping[str
     compiled = compile_step(setup, abstract_batch(task, mesh, bucket))
     compile_seconds = time.monotonic() - began
     state = setup.create(jax.random.key(config.seed))
-    batch = made_batch(task, config, mesh, bucket)
+    batch = synthetic_batch(task, config, mesh, bucket)
 
     def step() -> Any:
         nonlocal state
@@ -87,7 +87,7 @@ def time_encoder(config: ConfigDict, steps: int, bucket: str | None, name: str) 
         raise ConfigError(f"--encoder: {name!r} is not one of {', '.join(task.encoders)}")
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, config)
-    batch = made_batch(task, config, mesh, bucket)
+    batch = synthetic_batch(task, config, mesh, bucket)
     variables = jax.jit(task.init)(jax.random.key(config.seed), batch)
     began = time.monotonic()
     compiled = compile_lowered(jax.jit(task.encoders[name]).lower(variables, batch))
@@ -107,10 +107,10 @@ def find_bucket(task: Task, bucket: str | None) -> str:
     return bucket
 
 
-def made_batch(task: Task, config: ConfigDict, mesh: jax.sharding.Mesh, bucket: str) -> Batch:
+def synthetic_batch(task: Task, config: ConfigDict, mesh: jax.sharding.Mesh, bucket: str) -> Batch:
     """A made-up batch on the devices."""
     shard = DataShard(jax.process_index(), jax.process_count(), config.batch_size, config.seed)
-    return sharding.shard_batch(mesh, next(iter(MadePipeline(task.batch_specs[bucket], shard))))
+    return sharding.shard_batch(mesh, next(iter(SyntheticPipeline(task.batch_specs[bucket], shard))))
 
 
 def time_calls(call: Callable[[], Any], steps: int) -> list[float]:

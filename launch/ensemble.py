@@ -11,8 +11,8 @@ from typing import Any
 
 import _cli
 
-from vlm_jax.config import ConfigError
-from vlm_jax.metrics.ensemble import ensemble
+from vlm_jax.errors import ConfigError
+from vlm_jax.systems.groundnlq.ensemble import ensemble
 
 CHALLENGE = "ego4d_nlq_challenge"
 KEYS = ("query_idx", "annotation_uid", "predicted_times", "clip_uid")

@@ -9,9 +9,9 @@ from pathlib import Path
 import _cli
 import jax
 
-from vlm_jax.config import ConfigError
 from vlm_jax.convert import checkpoint_path
-from vlm_jax.tasks.task import get_task
+from vlm_jax.errors import ConfigError
+from vlm_jax.task import get_task
 from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
 

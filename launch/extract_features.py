@@ -16,10 +16,10 @@ from pathlib import Path, PurePosixPath
 import _cli
 import jax
 
+from vlm_jax import features as feature_files
 from vlm_jax import inference
 from vlm_jax.convert import checkpoint_path
-from vlm_jax.data import feature_files
-from vlm_jax.data.feature_files import FeatureError, Settings
+from vlm_jax.features import FeatureError, Settings
 from vlm_jax.progress import Progress
 from vlm_jax.train.checkpoint import checkpoint_folder
 from vlm_jax.video.decode import VideoError

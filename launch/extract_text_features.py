@@ -10,8 +10,9 @@ from pathlib import Path
 import _cli
 import _text
 
-from vlm_jax.data import annotations, text_vectors
-from vlm_jax.data.annotations import FORMS
+from vlm_jax import annotations
+from vlm_jax import text_features as text_vectors
+from vlm_jax.annotations import FORMS
 
 
 def main() -> None:

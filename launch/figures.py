@@ -17,7 +17,7 @@ from typing import Any
 import _cli
 import numpy as np
 
-from vlm_jax.config import ConfigError
+from vlm_jax.errors import ConfigError, MissingPackageError
 
 GREEN, GREY, BLUE = "#1a7f37", "#57606a", "#0969da"
 SHOWN = 5
@@ -236,7 +236,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError:
-        raise ImportError("figures need matplotlib: pip install 'vlm_jax[figures]'") from None
+        raise MissingPackageError("figures need matplotlib: pip install 'vlm_jax[figures]'") from None
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

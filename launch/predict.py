@@ -14,11 +14,11 @@ import _cli
 import _text
 import jax
 
-from vlm_jax.config import ConfigError
+from vlm_jax.annotations import AnnotationError
 from vlm_jax.convert import checkpoint_path
-from vlm_jax.data.annotations import AnnotationError
-from vlm_jax.data.text_vectors import TextVectors
-from vlm_jax.tasks.task import get_task
+from vlm_jax.errors import ConfigError
+from vlm_jax.task import get_task
+from vlm_jax.text_features import TextVectors
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
 
 Request = dict[str, Any]
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def read_requests(path: Path) -> tuple[list[Request], Skipped]:
-    """What a file list asks, see `tasks.task.Predict`, and entries that cannot be used.
+    """What a file list asks, see `task.Predict`, and entries that cannot be used.
 
     Raises:
       AnnotationError: where it cannot be read, or asks nothing.

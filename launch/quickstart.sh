@@ -15,23 +15,23 @@ if [ "$system" != milnce ] && [ "$system" != groundnlq ]; then
 fi
 
 . launch/environment.sh
-. launch/shapes_data.sh
+. examples/synthetic_data.sh
 make_environment "cpu,data,video,figures"
 
 python=.venv/bin/python
 run=runs/quickstart
-made=runs/data/shapes_short
+data_short=runs/data/synthetic_short
 
 milnce() {
     local clips=data_prep/clips data=runs/data config=configs/milnce_quickstart.py
 
     echo "== 1/6 word list and TFRecord shards from the clips in $clips"
-    $python data_prep/milnce.py vocabulary --list $clips/videos.csv --captions $clips/captions \
+    $python -m data_prep.milnce vocabulary --list $clips/videos.csv --captions $clips/captions \
         --output $data/clips/vocabulary.npy --rows 300
-    $python data_prep/milnce.py howto100m --list $clips/videos.csv --videos $clips --captions $clips/captions \
+    $python -m data_prep.milnce howto100m --list $clips/videos.csv --videos $clips --captions $clips/captions \
         --output $data/clips --num_shards 2 --workers 2 --short_side 80 --smallest_side 64 --segment_seconds 3 --epoch segments \
         --clip_seconds 1.6 --min_time 2 --min_seconds 1.6
-    $python data_prep/milnce.py segments --csv $clips/queries.csv --videos $clips \
+    $python -m data_prep.milnce segments --csv $clips/queries.csv --videos $clips \
         --output $data/queries --num_shards 2 --workers 2 --windows 2 --num_frames 8 --fps 5 --size 64
 
     echo "== 2/6 training a small S3D with MIL-NCE"
@@ -45,37 +45,37 @@ milnce() {
         --output $run/figures/retrieval.png
 
     echo "== 5/6 made videos: shapes that move, with narration seconds off; train, then search in compositions never seen"
-    prepare_shapes $made 150 40
-    $python launch/train.py --config configs/milnce_shapes.py:short --workdir $run-shapes
-    $python launch/evaluate.py --config configs/milnce_shapes.py:short --workdir $run-shapes
+    prepare_synthetic $data_short 150 40
+    $python launch/train.py --config configs/milnce_synthetic.py:short --workdir $run-synthetic
+    $python launch/evaluate.py --config configs/milnce_synthetic.py:short --workdir $run-synthetic
 
     echo "== 6/6 result"
     echo "real clips, the ones trained on:"
     $python launch/figures.py table --workdir $run --evaluator clips
     echo "made videos, held out:"
-    $python launch/figures.py table --workdir $run-shapes --evaluator shapes
+    $python launch/figures.py table --workdir $run-synthetic --evaluator synthetic
     echo "the same with the frames of each clip shuffled:"
-    $python launch/figures.py table --workdir $run-shapes --evaluator shapes_shuffled
-    echo "Results: $run/results, $run-shapes/results   Picture: $run/figures/retrieval.png"
+    $python launch/figures.py table --workdir $run-synthetic --evaluator synthetic_shuffled
+    echo "Results: $run/results, $run-synthetic/results   Picture: $run/figures/retrieval.png"
 }
 
 groundnlq() {
-    local config=configs/groundnlq_shapes.py:short options
+    local config=configs/groundnlq_synthetic.py:short options
 
     echo "== 1/6 made films: shapes that move, with narration seconds off"
-    prepare_shapes $made 150 40
+    prepare_synthetic $data_short 150 40
 
     echo "== 2/6 training a small S3D on the narration"
-    $python launch/train.py --config configs/milnce_shapes.py:short --workdir $run-shapes
+    $python launch/train.py --config configs/milnce_synthetic.py:short --workdir $run-synthetic
 
     echo "== 3/6 its features of the films, and of the words of sentences that are true at one moment of a film"
-    prepare_features $made $run-shapes
-    head -n 480 $made/world/train/moments.jsonl > $made/world/train/few.jsonl
-    prepare_sentences $made $run-shapes few train $made/world/train/few.jsonl
-    prepare_sentences $made $run-shapes moments test $made/world/test/moments.jsonl
-    leave_unread $made/world/test
-    prepare_sentences $made $run-shapes unread test $made/world/test/unread.jsonl
-    options=$(options_of $made/groundnlq)
+    prepare_features $data_short $run-synthetic
+    head -n 480 $data_short/world/train/moments.jsonl > $data_short/world/train/few.jsonl
+    prepare_sentences $data_short $run-synthetic few train $data_short/world/train/few.jsonl
+    prepare_sentences $data_short $run-synthetic moments test $data_short/world/test/moments.jsonl
+    make_query_blind $data_short/world/test
+    prepare_sentences $data_short $run-synthetic query_blind test $data_short/world/test/query_blind.jsonl
+    options=$(options_of $data_short/groundnlq)
 
     echo "== 4/6 training a small GroundNLQ"
     $python launch/train.py --config $config --workdir $run-groundnlq $options
@@ -84,9 +84,9 @@ groundnlq() {
     $python launch/evaluate.py --config $config --workdir $run-groundnlq $options
 
     echo "== 6/6 drawing"
-    $python launch/figures.py timeline --predictions $run-groundnlq/results/shapes_queries.jsonl \
-        --videos $made/world/test/videos --output $run-groundnlq/figures/timeline.png
-    echo "shapes: the right sentences.   shapes_unread: the same moments, but all sentences read the same."
+    $python launch/figures.py timeline --predictions $run-groundnlq/results/synthetic_queries.jsonl \
+        --videos $data_short/world/test/videos --output $run-groundnlq/figures/timeline.png
+    echo "synthetic: the right sentences.   synthetic_query_blind: the same moments, but all sentences read the same."
     echo "Results: $run-groundnlq/results   Picture: $run-groundnlq/figures/timeline.png"
 }
 

@@ -15,8 +15,8 @@ from typing import Any
 import _cli
 import numpy as np
 
-from vlm_jax.data import annotations
-from vlm_jax.data.annotations import FORMS, AnnotationError
+from vlm_jax import annotations
+from vlm_jax.annotations import FORMS, AnnotationError
 from vlm_jax.metrics import didemo, moments
 
 EGO4D = "ego4d"

@@ -13,8 +13,8 @@
 #            Tasks that failed are submitted again by their numbers (--array=17,93): finished shards stay.
 # finalize   Checks that all shards are there, names those that are not, and writes the metadata.
 #
-# PYTHON chooses the Python (default: .venv/bin/python, else python3), PREPARATION the program that prepares (default:
-# data_prep/milnce.py). The lines below are defaults; options of sbatch come before them. Add your site's partition and
+# PYTHON chooses the Python (default: .venv/bin/python, else python3), SYSTEM the package of data_prep that prepares
+# (default: milnce). The lines below are defaults; options of sbatch come before them. Add your site's partition and
 # account.
 #
 #SBATCH --job-name=vlm_jax
@@ -33,7 +33,7 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 python=${PYTHON:-.venv/bin/python}
 command -v "$python" > /dev/null || python=python3
-preparation=${PREPARATION:-data_prep/milnce.py}
+system=${SYSTEM:-milnce}
 verb=${1:-}
 [ $# -gt 0 ] && shift
 
@@ -47,10 +47,10 @@ case "$verb" in
             echo "error: prepare: no SLURM_ARRAY_TASK_ID; submit with sbatch --array=0-N" >&2
             exit 1
         fi
-        exec "$python" "$preparation" "$@" --shard_index "$SLURM_ARRAY_TASK_ID"
+        exec "$python" -m "data_prep.$system" "$@" --shard_index "$SLURM_ARRAY_TASK_ID"
         ;;
     finalize)
-        exec "$python" "$preparation" "$@" --finalize
+        exec "$python" -m "data_prep.$system" "$@" --finalize
         ;;
     *)
         echo "error: expected train, prepare or finalize, found '$verb'; the head of launch/slurm.sh shows how" >&2

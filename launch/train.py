@@ -8,7 +8,7 @@ from pathlib import Path
 import _cli
 import jax
 
-from vlm_jax.tasks.task import get_task
+from vlm_jax.task import get_task
 from vlm_jax.train import sharding
 from vlm_jax.train.loop import train
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vlm_jax import config as configs
-from vlm_jax.config import ConfigError
+from vlm_jax.errors import ConfigError
 
 HOWTO = "configs/milnce_howto100m.py"
 
@@ -25,10 +25,10 @@ def test_published_recipes(root, monkeypatch, variant, epochs, batch, groups, fr
 
 def test_overrides(root, monkeypatch):
     monkeypatch.chdir(root)
-    words = ["--config.batch_size=64", "--config.schedule.learning_rate=1", "--config.data.made=true"]
+    words = ["--config.batch_size=64", "--config.schedule.learning_rate=1", "--config.data.synthetic=true"]
     words += ["--config.text.vocabulary=5.npy", "--config.evaluate.names=('youcook2',)"]
     config = configs.load(HOWTO, words)
-    assert (config.batch_size, config.schedule.learning_rate, config.data.made) == (64, 1.0, True)
+    assert (config.batch_size, config.schedule.learning_rate, config.data.synthetic) == (64, 1.0, True)
     assert config.text.vocabulary == "5.npy"
     assert list(config.evaluate.names) == ["youcook2"]
 
@@ -47,7 +47,7 @@ def test_overrides(root, monkeypatch):
         ("--config.batch_groups=3", "3 does not divide config.batch_size = 1024"),
         ("--config.data.streams=3", "config.data.streams: 3 does not divide"),
         ("--config.steps=5", "give either steps or epochs"),
-        ("--config.task=milne", "config.task: 'milne' is not one of milnce"),
+        ("--config.task=milne", "config.task: 'milne' is not one of ctrl, groundnlq, milnce"),
     ],
 )
 def test_mistakes_are_named(root, monkeypatch, word, message):

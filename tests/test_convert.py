@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from vlm_jax import convert
-from vlm_jax.interop import paddle_files, released
+from vlm_jax.interop import paddle_files
 from vlm_jax.interop.rules import ConversionError
+from vlm_jax.systems.ctrl import interop
 from vlm_jax.train.checkpoint import restore_variables
 
 SHAPES = {
@@ -24,8 +25,8 @@ def home(tmp_path, monkeypatch):
     source = tmp_path / "TALL.pdparams"
     rng = np.random.default_rng(0)
     paddle_files.save(source, {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()})
-    entry = dataclasses.replace(released.RELEASED["ctrl"], url=source.as_uri())
-    monkeypatch.setitem(released.RELEASED, "ctrl", entry)
+    entry = dataclasses.replace(interop.RELEASED["ctrl"], url=source.as_uri())
+    monkeypatch.setitem(interop.RELEASED, "ctrl", entry)
     return tmp_path
 
 
@@ -53,3 +54,10 @@ def test_other_paths_stay(tmp_path):
     assert convert.checkpoint_path(str(tmp_path)) == tmp_path
     with pytest.raises(ConversionError, match="not one of released:ctrl"):
         convert.checkpoint_path("released:mine")
+
+
+def test_every_published_checkpoint_has_an_address_or_a_name():
+    known = convert.released_checkpoints()
+    assert {"ctrl", "groundnlq", "groundnlq_star", "milnce"} <= known.keys()
+    for _, entry in known.values():
+        assert all(url.startswith("https://") for url in (entry.url, *entry.beside.values()) if "/" in url)

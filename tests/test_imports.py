@@ -10,29 +10,38 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NUMERIC = {"jax", "flax", "optax", "orbax"}
+BASE = {"vlm_jax.types", "vlm_jax.errors"}
+DATA_FILES = ("data.py", "evaluation_data.py")
+"""Files of a system that may import TensorFlow; its other files reach them inside functions only."""
 ALLOWED = {
-    "configs": {"vlm_jax.config", "ml_collections"},
-    "vlm_jax/convert.py": {"vlm_jax.config", "vlm_jax.interop", "vlm_jax.tasks.task", "vlm_jax.train", "jax"},
-    "vlm_jax/inference.py": {"vlm_jax.config", "vlm_jax.convert", "vlm_jax.tasks", "vlm_jax.train", "vlm_jax.video"}
-    | {"vlm_jax.text", "vlm_jax.types", "jax", "numpy", "ml_collections"},
-    "vlm_jax/tasks": {"vlm_jax.models", "vlm_jax.losses", "vlm_jax.ops", "vlm_jax.metrics", "vlm_jax.text"}
-    | {"vlm_jax.interop", "vlm_jax.config", "vlm_jax.types", "vlm_jax.tasks", "jax", "numpy", "ml_collections"},
-    "vlm_jax/train": {"vlm_jax.tasks.task", "vlm_jax.ops", "vlm_jax.config", "vlm_jax.types", "vlm_jax.progress"}
-    | {"vlm_jax.train", "numpy", "ml_collections", "tensorboard", *NUMERIC},
+    "configs": {"vlm_jax.config", "vlm_jax.systems", "ml_collections"},
+    "data_prep": {"data_prep", "vlm_jax", "numpy", "tensorflow", "tensorflow_datasets", "apache_beam", "lmdb"},
+    "vlm_jax/convert.py": {"vlm_jax.config", "vlm_jax.interop", "vlm_jax.task", "vlm_jax.train", "ml_collections"}
+    | {"jax", *BASE},
+    "vlm_jax/inference.py": {"vlm_jax.config", "vlm_jax.convert", "vlm_jax.task", "vlm_jax.train", *BASE},
+    "vlm_jax/systems": {"vlm_jax.task", "vlm_jax.config", "vlm_jax.models", "vlm_jax.losses", "vlm_jax.ops"}
+    | {"vlm_jax.metrics", "vlm_jax.text", "vlm_jax.video", "vlm_jax.interop", "vlm_jax.annotations"}
+    | {"vlm_jax.features", "vlm_jax.text_features", "vlm_jax.train", "vlm_jax.data", "vlm_jax.inference"}
+    | {"jax", "flax", "numpy", "ml_collections", "sklearn", *BASE},
+    "vlm_jax/train": {"vlm_jax.train", "vlm_jax.task", "vlm_jax.config", "vlm_jax.convert", "vlm_jax.ops", *BASE}
+    | {"vlm_jax.progress", "numpy", "ml_collections", "tensorboard", *NUMERIC},
     "vlm_jax/models": {"vlm_jax.models", "vlm_jax.ops", "jax", "flax", "numpy"},
     "vlm_jax/losses": {"vlm_jax.ops", "jax"},
     "vlm_jax/ops": {"vlm_jax.ops", "jax", "numpy"},
-    "vlm_jax/data": {"vlm_jax.data", "vlm_jax.video", "vlm_jax.text", "vlm_jax.types"}
-    | {"numpy", "tensorflow", "tensorflow_datasets"},
-    "data_prep": {"data_prep", "vlm_jax.data", "vlm_jax.video", "vlm_jax.text", "vlm_jax.progress"}
-    | {"vlm_jax.interop", "numpy", "tensorflow", "tensorflow_datasets", "apache_beam", "lmdb"},
-    "vlm_jax/metrics": {"vlm_jax.metrics", "numpy", "sklearn"},
-    "vlm_jax/text": {"vlm_jax.text", "numpy", "sentencepiece"},
-    "vlm_jax/interop": {"vlm_jax.interop", "numpy", "ml_dtypes"},
-    "vlm_jax/video": {"vlm_jax.video", "numpy", "av"},
+    "vlm_jax/data": {"vlm_jax.data", "vlm_jax.video", "vlm_jax.text", *BASE, "numpy", "tensorflow"}
+    | {"tensorflow_datasets"},
+    "vlm_jax/metrics": {"vlm_jax.metrics", "vlm_jax.errors", "numpy"},
+    "vlm_jax/text": {"vlm_jax.text", "vlm_jax.errors", "numpy", "sentencepiece"},
+    "vlm_jax/interop": {"vlm_jax.interop", "vlm_jax.errors", "numpy", "ml_dtypes"},
+    "vlm_jax/video": {"vlm_jax.video", "vlm_jax.errors", "numpy", "av"},
+    "vlm_jax/task.py": {"vlm_jax.types", "jax", "ml_collections"},
+    "vlm_jax/annotations.py": {"vlm_jax.errors"},
+    "vlm_jax/features.py": {"vlm_jax.errors", "numpy"},
+    "vlm_jax/text_features.py": {"vlm_jax.errors", "vlm_jax.features", "numpy"},
+    "vlm_jax/config.py": {"vlm_jax.errors", "ml_collections"},
     "vlm_jax/types.py": {"numpy"},
-    "vlm_jax/progress.py": set(),
-    "vlm_jax/config.py": {"ml_collections"},
+    "vlm_jax/errors.py": set(),
+    "vlm_jax/progress.py": {"tqdm"},
 }
 
 
@@ -64,28 +73,74 @@ def within(name, allowed):
     return root in sys.stdlib_module_names or any(name == known or name.startswith(known + ".") for known in allowed)
 
 
+def system_of(path):
+    """The system that a file belongs to, None for shared files."""
+    parts = path.relative_to(ROOT).parts
+    return parts[2] if parts[:2] == ("vlm_jax", "systems") and len(parts) > 3 else None
+
+
 @pytest.mark.parametrize("place", ALLOWED)
 def test_imports_point_downwards(place):
     assert sources(place)
     for path in sources(place):
-        # A task reaches its data inside functions, so that it lives without TensorFlow.
-        names = imported(path, inside_functions=place != "vlm_jax/tasks")
-        wrong = sorted(name for name in names if not within(name, ALLOWED[place]))
+        # A system reaches its data inside functions, so that it lives without TensorFlow.
+        hidden = system_of(path) is not None and path.name not in DATA_FILES
+        names = imported(path, inside_functions=not hidden)
+        # The package that lists the systems is nobody's; each system may import itself.
+        own = {f"vlm_jax.systems.{system_of(path)}"} if system_of(path) else set()
+        wrong = sorted(name for name in names - {"vlm_jax.systems"} if not within(name, ALLOWED[place] | own))
         assert not wrong, f"{path.relative_to(ROOT)} may not import {wrong}"
+
+
+def test_no_system_is_imported_by_another_or_by_shared_code():
+    for path in sources("vlm_jax"):
+        own = system_of(path)
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[:2] == ["vlm_jax", "systems"] and len(parts) > 2:
+                assert parts[2] == own, f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_every_part_has_its_rule():
     for path in sources("vlm_jax"):
         place = path.relative_to(ROOT)
-        if path.name != "__init__.py":
+        if path.name != "__init__.py" and system_of(path) is None:
             assert str(place) in ALLOWED or str(place.parent) in ALLOWED, f"no rule for {place}"
+
+
+def test_no_circles():
+    """Between modules, imports at the top of files only."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sources("vlm_jax")}
+    known = {name.removesuffix(".__init__"): path for name, path in modules.items()}
+
+    def module_of(name):
+        while name and name not in known:
+            name = name.rpartition(".")[0]
+        return name
+
+    arrows = {
+        name: {module_of(target) for target in imported(path, inside_functions=False)} - {"", name, "vlm_jax"}
+        for name, path in known.items()
+    }
+    done = set()
+
+    def visit(name, above):
+        assert name not in above, f"a circle: {' -> '.join([*above[above.index(name) :], name])}"
+        if name not in done:
+            for target in arrows[name]:
+                visit(target, [*above, name])
+            done.add(name)
+
+    for name in arrows:
+        visit(name, [])
 
 
 def test_tensorflow_and_orbax_have_one_home():
     for path in [*sources("vlm_jax"), *sources("launch"), *sources("data_prep"), *sources("configs")]:
         place = str(path.relative_to(ROOT))
         roots = {name.split(".")[0] for name in imported(path)}
-        assert not roots & {"tensorflow", "tensorflow_datasets"} or place.startswith(("vlm_jax/data/", "data_prep/"))
+        at_home = place.startswith(("vlm_jax/data/", "data_prep/")) or (system_of(path) and path.name in DATA_FILES)
+        assert not roots & {"tensorflow", "tensorflow_datasets"} or at_home, place
         assert "orbax" not in roots or place == "vlm_jax/train/checkpoint.py"
         assert "torch" not in roots
 
@@ -106,7 +161,7 @@ import importlib.util
 assert importlib.util.find_spec("tensorflow") is None
 from pathlib import Path
 from vlm_jax import config, inference
-from vlm_jax.tasks.task import get_task
+from vlm_jax.task import get_task
 from vlm_jax.train.loop import train
 import numpy as np
 made = config.load("configs/milnce_howto100m.py:smoke", ["--config.steps=1", "--config.batch_size=2"])

@@ -10,7 +10,7 @@ import pytest
 
 from vlm_jax import inference
 from vlm_jax.interop import torch_files
-from vlm_jax.interop.milnce import model_options
+from vlm_jax.systems.milnce.interop import model_options
 from vlm_jax.text import word_list
 
 

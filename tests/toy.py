@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm_jax.config import base_config
-from vlm_jax.tasks.task import Aux, Evaluator, Task
+from vlm_jax.task import Aux, Evaluator, Task
 
 TRUTH = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
 

@@ -19,9 +19,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
-from vlm_jax.config import ConfigError
 from vlm_jax.convert import checkpoint_path
-from vlm_jax.tasks.task import Task, get_task
+from vlm_jax.errors import ConfigError
+from vlm_jax.task import Task, get_task
 from vlm_jax.text import word_list
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
 from vlm_jax.types import Batch, Outputs, Variables

@@ -9,7 +9,8 @@ import tensorflow_datasets as tfds
 
 from vlm_jax.data import records
 from vlm_jax.data.pipeline import EvaluationPipeline, Split, TrainPipeline
-from vlm_jax.data.records import DataError, Record
+from vlm_jax.data.records import Record
+from vlm_jax.errors import DataError
 from vlm_jax.types import DataShard
 
 FEATURES = tfds.features.FeaturesDict({"id": np.int64, "group": np.int64})

@@ -6,7 +6,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vlm_jax.data import records
-from vlm_jax.data.records import DataError, Record, Skip
+from vlm_jax.data.records import Record, Skip
+from vlm_jax.errors import DataError
 
 FEATURES = tfds.features.FeaturesDict({"number": np.int64, "text": tfds.features.Text(), "name": tfds.features.Text()})
 

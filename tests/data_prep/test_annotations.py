@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from data_prep import annotations as command
-from vlm_jax.data import annotations
+from vlm_jax import annotations
 
 
 def test_one_form_for_all_and_a_list_of_what_is_left_out(tmp_path, capsys):
@@ -25,6 +25,6 @@ def test_one_form_for_all_and_a_list_of_what_is_left_out(tmp_path, capsys):
 def test_a_mistake_is_one_line(root, tmp_path):
     words = ["--source", tmp_path / "absent", "--format", "tacos", "--output", tmp_path / "made.jsonl"]
     done = subprocess.run(
-        [sys.executable, "data_prep/annotations.py", *map(str, words)], cwd=root, text=True, capture_output=True
+        [sys.executable, "-m", "data_prep.annotations", *map(str, words)], cwd=root, text=True, capture_output=True
     )
     assert (done.returncode, done.stderr) == (1, f"error: {tmp_path}/absent: No such file or directory\n")

@@ -2,8 +2,9 @@ import sys
 
 import pytest
 
-from data_prep import beam, milnce
-from vlm_jax.data.records import DataError
+from data_prep import beam
+from data_prep.milnce import prepare as milnce
+from vlm_jax.errors import DataError
 
 SIZES = "--short_side 80 --smallest_side 64 --segment_seconds 3 --clip_seconds 1.6 --min_time 2 --min_seconds 1.6"
 

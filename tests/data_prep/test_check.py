@@ -6,7 +6,8 @@ import tensorflow_datasets as tfds
 from data_prep import check
 from data_prep.check import Found, Problem, Reason
 from vlm_jax.data import records
-from vlm_jax.data.records import DataError, Record
+from vlm_jax.data.records import Record
+from vlm_jax.errors import DataError
 
 REASONS = check.PREPARED | {"odd": Reason("number is odd", "numbers are odd", "add one")}
 FEATURES = tfds.features.FeaturesDict({"number": np.int64})

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep import milnce, shards
+from data_prep import shards
+from data_prep.milnce import prepare as milnce
 from vlm_jax.data import records
-from vlm_jax.data.milnce import TRAINING_FEATURES
-from vlm_jax.data.records import DataError, Record, Skip
+from vlm_jax.data.records import Record, Skip
+from vlm_jax.errors import DataError
+from vlm_jax.systems.milnce.data import TRAINING_FEATURES
 
 ROOT = Path(__file__).parents[2]
 CLIPS = ROOT / "data_prep" / "clips"

@@ -11,10 +11,10 @@ import recipe
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
-from vlm_jax.interop import ctrl as names
-from vlm_jax.losses.alignment import alignment_regression
-from vlm_jax.tasks.ctrl import make_model, make_task
-from vlm_jax.tasks.ctrl_scoring import make_comparison
+from vlm_jax.systems.ctrl import interop as names
+from vlm_jax.systems.ctrl.loss import alignment_regression
+from vlm_jax.systems.ctrl.scoring import make_comparison
+from vlm_jax.systems.ctrl.task import make_model, make_task
 from vlm_jax.train.optimizer import clip_by_norm, make_optimizer
 
 

@@ -4,12 +4,11 @@ import re
 
 import numpy as np
 
-from vlm_jax.data import windows
-from vlm_jax.interop.ctrl import clip_sentences
 from vlm_jax.interop.torch_files import load_pickle
-from vlm_jax.metrics import ctrl as metrics
 from vlm_jax.metrics.moments import hull_overlap
-from vlm_jax.tasks.ctrl_scoring import answer, pick
+from vlm_jax.systems.ctrl import metrics, windows
+from vlm_jax.systems.ctrl.interop import clip_sentences
+from vlm_jax.systems.ctrl.scoring import answer, pick
 
 TRAIN, TEST = (64, 128, 256, 512), (128, 256)
 

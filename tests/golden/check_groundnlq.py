@@ -13,13 +13,13 @@ from check_groundnlq_model import abstract, batch_of, build, forward, padded, va
 from check_groundnlq_ops import assert_close, decoding, schedule_of, without_padding
 
 from vlm_jax.config import base_config
-from vlm_jax.data.point_labels import assign, points
-from vlm_jax.interop import groundnlq as names
-from vlm_jax.losses.grounding import grounding_loss
 from vlm_jax.metrics.moments import ego4d_pairs, recall_table
-from vlm_jax.models.groundnlq import GroundNLQ
-from vlm_jax.ops.moments_decoding import decode
-from vlm_jax.tasks.task import Aux
+from vlm_jax.systems.groundnlq import interop as names
+from vlm_jax.systems.groundnlq.decoding import decode
+from vlm_jax.systems.groundnlq.loss import grounding_loss
+from vlm_jax.systems.groundnlq.model import GroundNLQ
+from vlm_jax.systems.groundnlq.point_labels import assign, points
+from vlm_jax.task import Aux
 from vlm_jax.train.optimizer import make_optimizer
 from vlm_jax.train.state import create_state
 from vlm_jax.train.step import make_train_step

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from check_groundnlq_ops import assert_close
 
-from data_prep import groundnlq_annotations as annotations
-from data_prep.groundnlq_stores import TEXT_KEYS, VIDEO_KEYS, decode, words
-from vlm_jax.data.groundnlq import Rules, jittered, positions
+from data_prep.groundnlq import annotations
+from data_prep.groundnlq.stores import TEXT_KEYS, VIDEO_KEYS, decode, words
+from vlm_jax.systems.groundnlq.data import Rules, jittered, positions
 
 
 def check_data(case, precision):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from check_groundnlq_ops import assert_close
 
-from vlm_jax.interop import groundnlq as names
-from vlm_jax.models.groundnlq import Block, CrossAttention, GroundNLQ, LayerNorm, SelfAttention, position_table
+from vlm_jax.systems.groundnlq import interop as names
+from vlm_jax.systems.groundnlq.model import Block, CrossAttention, GroundNLQ, LayerNorm, SelfAttention, position_table
 
 
 def channels_last(array):

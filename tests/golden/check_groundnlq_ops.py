@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vlm_jax.config import base_config
-from vlm_jax.data.point_labels import assign, points
-from vlm_jax.losses.grounding import centre_iou, distance_iou, sigmoid_focal
 from vlm_jax.metrics import moments as metrics
-from vlm_jax.metrics.ensemble import ensemble, fuse_first
 from vlm_jax.ops import nms
-from vlm_jax.ops.moments_decoding import Decoding, Moments, candidates, decode, suppress
+from vlm_jax.systems.groundnlq.decoding import Decoding, Moments, candidates, decode, suppress
+from vlm_jax.systems.groundnlq.ensemble import ensemble, fuse_first
+from vlm_jax.systems.groundnlq.loss import centre_iou, distance_iou, sigmoid_focal
+from vlm_jax.systems.groundnlq.point_labels import assign, points
 from vlm_jax.train.schedule import make_schedule
 
 

@@ -10,12 +10,13 @@ import numpy as np
 from cases import relative_error
 
 from vlm_jax import config as configs
-from vlm_jax.interop import milnce as names
 from vlm_jax.interop.rules import flatten
 from vlm_jax.losses.nce import mil_nce
-from vlm_jax.models.milnce import S3D, TextTower
+from vlm_jax.models.s3d import S3D
 from vlm_jax.ops.convolution import DIRECT, FACTORISED, convolve, space_to_depth
-from vlm_jax.tasks.milnce import make_task
+from vlm_jax.systems.milnce import interop as names
+from vlm_jax.systems.milnce.model import TextTower
+from vlm_jax.systems.milnce.task import make_task
 from vlm_jax.text import word_list
 from vlm_jax.train.optimizer import make_optimizer
 from vlm_jax.train.schedule import make_schedule

@@ -10,9 +10,10 @@ from cases import relative_error
 
 from vlm_jax import config as configs
 from vlm_jax.metrics import retrieval
-from vlm_jax.metrics.linear_probe import linear_probe
-from vlm_jax.tasks.milnce import make_task
-from vlm_jax.text import captions, word_list
+from vlm_jax.systems.milnce import captions
+from vlm_jax.systems.milnce.linear_probe import linear_probe
+from vlm_jax.systems.milnce.task import make_task
+from vlm_jax.text import word_list
 from vlm_jax.train.schedule import make_schedule
 from vlm_jax.video import decode, sampling, write
 
@@ -31,7 +32,7 @@ def check_lr_schedule(case, precision):
 
 
 def check_caption_candidates(case, precision):
-    from data_prep.milnce_narrated import read_captions
+    from data_prep.milnce.narrated import read_captions
 
     vocabulary = {word: index for index, word in enumerate(case.manifest["vocabulary"], start=1)}
     wanted = case.config

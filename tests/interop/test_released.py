@@ -37,13 +37,6 @@ def test_half_a_file_is_none(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_names():
-    with pytest.raises(ConversionError, match="released:tall: not one of released:ctrl, released:groundnlq"):
-        released.find("tall")
-    for entry in released.RELEASED.values():
-        assert all(url.startswith("https://") for url in (entry.url, *entry.beside.values()) if "/" in url)
-
-
 def test_a_file_without_an_address_may_be_put_there(tmp_path):
     with pytest.raises(ConversionError) as said:
         released.fetch("groundnlq.pth.tar", tmp_path, "houzhijian/GroundNLQ")

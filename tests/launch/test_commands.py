@@ -19,10 +19,11 @@ import pytest
 import recipe
 
 from vlm_jax import inference
-from vlm_jax.interop import milnce as names
 from vlm_jax.interop import torch_files
 from vlm_jax.interop.rules import flatten
-from vlm_jax.models.milnce import S3D, MilNce, TextTower
+from vlm_jax.models.s3d import S3D
+from vlm_jax.systems.milnce import interop as names
+from vlm_jax.systems.milnce.model import MilNce, TextTower
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.py"))
 CLIPS = "data_prep/clips"
@@ -69,14 +70,14 @@ def prepared(root, tmp_path_factory):
     """Training and retrieval shards of the packaged clips, and the overrides that point to them."""
     folder = tmp_path_factory.mktemp("prepared")
     lists = ["--list", f"{CLIPS}/videos.csv", "--captions", f"{CLIPS}/captions"]
-    prep = "data_prep/milnce.py"
-    command(root, prep, "vocabulary", *lists, "--output", folder / "words.npy", "--rows", 300)
+    prep = ("-m", "data_prep.milnce")
+    command(root, *prep, "vocabulary", *lists, "--output", folder / "words.npy", "--rows", 300)
     sizes = "--short_side 40 --smallest_side 32 --segment_seconds 3 --epoch segments --clip_seconds 1.6 --min_time 2"
     shards = ["--num_shards", 3, "--min_seconds", 1.6]
-    command(root, prep, "howto100m", *lists, "--videos", CLIPS, "--output", folder / "clips", *sizes.split(), *shards)
+    command(root, *prep, "howto100m", *lists, "--videos", CLIPS, "--output", folder / "clips", *sizes.split(), *shards)
     sizes = "--windows 2 --num_frames 8 --fps 5 --size 32 --num_shards 2"
     queries = ["--csv", f"{CLIPS}/queries.csv", "--videos", CLIPS, "--output", folder / "queries"]
-    command(root, prep, "segments", *queries, *sizes.split())
+    command(root, *prep, "segments", *queries, *sizes.split())
     small = {
         "batch_size": 4,
         "batch_groups": 2,
@@ -360,7 +361,7 @@ def test_what_is_no_checkpoint_is_said_in_words(root, tmp_path, monkeypatch, cap
         (["--config.bacth_size=4"], "the config has no key 'bacth_size'; did you mean 'batch_size'?"),
         (["--config.batch_size=many"], "override batch_size: expected int, found 'many'"),
         (["--config.batch_size=5"], "config.batch_groups: 2 does not divide config.batch_size = 5"),
-        (["--config.data.made=False"], "vocabulary (no path): no such file (config.text.vocabulary)"),
+        (["--config.data.synthetic=False"], "vocabulary (no path): no such file (config.text.vocabulary)"),
         (["--config.model.blocks=('3b','9z')"], "config.model.blocks: '9z' is not one of"),
         (["--config.model.weight_init=orthogonal"], "config.model.weight_init: 'orthogonal' is not one of"),
         (["--config.init_from=nowhere"], "checkpoint nowhere: no checkpoint there"),

@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm_jax import config as configs
 from vlm_jax.interop import paddle_files
-from vlm_jax.tasks.task import get_task
+from vlm_jax.task import get_task
 from vlm_jax.train.checkpoint import restore_variables
 
 SHAPES = {

@@ -9,11 +9,11 @@ import pytest
 
 from vlm_jax import config as configs
 from vlm_jax.convert import convert
-from vlm_jax.interop import groundnlq as names
 from vlm_jax.interop import torch_files
 from vlm_jax.interop.rules import ConversionError
-from vlm_jax.models.groundnlq import GroundNLQ
-from vlm_jax.tasks.task import get_task
+from vlm_jax.systems.groundnlq import interop as names
+from vlm_jax.systems.groundnlq.model import GroundNLQ
+from vlm_jax.task import get_task
 from vlm_jax.train.checkpoint import restore_variables
 
 SMALL = GroundNLQ(dim=8, head_dim=8, text_blocks=1, stem_blocks=1)

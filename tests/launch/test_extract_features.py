@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from vlm_jax import config as configs
+from vlm_jax import features as feature_files
 from vlm_jax import inference
-from vlm_jax.config import ConfigError
-from vlm_jax.data import feature_files
-from vlm_jax.data.feature_files import FeatureError
-from vlm_jax.tasks.task import get_task
+from vlm_jax.errors import ConfigError
+from vlm_jax.features import FeatureError
+from vlm_jax.task import get_task
 from vlm_jax.train.checkpoint import save_variables
 from vlm_jax.video import decode
 from vlm_jax.video.write import write_video

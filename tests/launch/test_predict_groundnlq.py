@@ -4,12 +4,12 @@ import csv
 import json
 
 import jax
-import made_nlq
+import nlq_files
 import numpy as np
 import pytest
 
 from vlm_jax import config as configs
-from vlm_jax.tasks.task import get_task
+from vlm_jax.task import get_task
 from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.checkpoint import restore_variables, save_variables
 
@@ -19,8 +19,8 @@ CONFIG = "configs/groundnlq_scratch.py:smoke"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, root):
     """Prepared data and a checkpoint of random numbers."""
-    made = made_nlq.prepare(made_nlq.write(tmp_path_factory.mktemp("predict"), clips=4))
-    config = made_nlq.configure(configs.load(str(root / CONFIG)), made)
+    made = nlq_files.prepare(nlq_files.write(tmp_path_factory.mktemp("predict"), clips=4))
+    config = nlq_files.configure(configs.load(str(root / CONFIG)), made)
     rng = np.random.default_rng(3)
     shapes = get_task(config).abstract_variables()
     save_variables(made / "model", jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes), {})
@@ -31,8 +31,8 @@ def folder(tmp_path_factory, root):
 def words(folder, tmp_path, content, *more):
     (tmp_path / "list").write_text(content if isinstance(content, str) else json.dumps(content))
     options = {"predict.features": folder / "features", "predict.queries": folder / "queries"}
-    options |= {"data.feature_stride": made_nlq.STRIDE, "data.fps": made_nlq.FPS}
-    options |= {"model.video_dim": made_nlq.WIDTH, "model.text_dim": made_nlq.WORD}
+    options |= {"data.feature_stride": nlq_files.STRIDE, "data.fps": nlq_files.FPS}
+    options |= {"model.video_dim": nlq_files.WIDTH, "model.text_dim": nlq_files.WORD}
     data = ["--config", CONFIG, *(f"--config.{key}={value}" for key, value in options.items())]
     paths = ["--checkpoint", folder / "model", "--filelist", tmp_path / "list", "--output", tmp_path / "out"]
     return [*data, *paths, *more]
@@ -53,7 +53,7 @@ def test_clips_of_a_list_are_answered_as_in_evaluation(folder, tmp_path, command
     assert not error
     assert "3 sentences of 1 videos" in said
     assert skipped(tmp_path) == {"absent": "clip without questions"}
-    config = made_nlq.configure(configs.load(str(root / CONFIG)), folder)
+    config = nlq_files.configure(configs.load(str(root / CONFIG)), folder)
     task = get_task(config)
     variables = restore_variables(folder / "model", task.abstract_variables())
     found = evaluate.run(task.evaluators["test"], variables, sharding.make_mesh(config.mesh), 4)
@@ -71,8 +71,8 @@ def test_clips_of_a_list_are_answered_as_in_evaluation(folder, tmp_path, command
 
 def test_questions_with_words_of_their_own(folder, tmp_path, command):
     rng = np.random.default_rng(0)
-    vectors = {name: rng.normal(size=(3, made_nlq.WORD)) for name in "abc"}
-    vectors |= {"d": np.full((2, made_nlq.WORD), np.nan), "e": rng.normal(size=(7, made_nlq.WORD))}
+    vectors = {name: rng.normal(size=(3, nlq_files.WORD)) for name in "abc"}
+    vectors |= {"d": np.full((2, nlq_files.WORD), np.nan), "e": rng.normal(size=(7, nlq_files.WORD))}
     np.savez(tmp_path / "v.npz", **vectors)
     clips = {"a": "clip0", "b": "absent", "c": "clip1", "d": "clip0", "e": "clip0", "f": "clip0"}
     asked = [{"video": clip, "query": f"what is {name}", "qid": name} for name, clip in clips.items()]
@@ -94,7 +94,7 @@ def test_mistakes_are_one_line(folder, tmp_path, command):
     asked = [{"video": "clip0", "query": "x", "qid": "a"}]
     np.savez(tmp_path / "v.npz", a=np.ones((3, 5)))
     _, error = command("predict", *words(folder, tmp_path, asked, "--vectors", tmp_path / "v.npz"))
-    assert f"question a: features of words of shape [3, 5], the model takes [L, {made_nlq.WORD}]" in error
+    assert f"question a: features of words of shape [3, 5], the model takes [L, {nlq_files.WORD}]" in error
     _, error = command("predict", *words(folder, tmp_path, ""))
     assert "an empty list" in error
     _, error = command("predict", *words(folder, tmp_path, "clip0", "--config.data.video_source=ours"))

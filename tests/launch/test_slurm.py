@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_prep import milnce
+from data_prep.milnce import prepare as milnce
 
 SIZES = "--short_side 80 --smallest_side 64 --segment_seconds 3 --clip_seconds 1.6 --min_time 2 --min_seconds 1.6"
 

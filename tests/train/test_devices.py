@@ -16,8 +16,8 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from vlm_jax import config as configs
-from vlm_jax.tasks.made_data import MadePipeline
-from vlm_jax.tasks.task import get_task
+from vlm_jax.data.synthetic import SyntheticPipeline
+from vlm_jax.task import get_task
 from vlm_jax.train import sharding
 from vlm_jax.train.optimizer import path_name
 from vlm_jax.train.setup import prepare
@@ -39,7 +39,7 @@ def mesh_of(count):
 
 def batch(step):
     specs = get_task(config(1)).batch_specs[""]
-    pipeline = MadePipeline(specs, DataShard(batch_size=4, seed=5))
+    pipeline = SyntheticPipeline(specs, DataShard(batch_size=4, seed=5))
     pipeline.restore(4 * step)
     return next(iter(pipeline))
 

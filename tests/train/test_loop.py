@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import toy
 
-from vlm_jax.config import ConfigError
+from vlm_jax.errors import ConfigError
 from vlm_jax.train.checkpoint import CheckpointError, Checkpoints
 from vlm_jax.train.loop import TrainingError, train
 

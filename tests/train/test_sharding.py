@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from vlm_jax.config import ConfigError, base_config
+from vlm_jax.config import base_config
+from vlm_jax.errors import ConfigError
 from vlm_jax.train import sharding
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
-from vlm_jax.data.records import DataError
+from vlm_jax.errors import DataError
 
 
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:

@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from vlm_jax.data import records
+from vlm_jax.errors import DataError
 from vlm_jax.types import DataShard
 
 PURPOSES = ("shards", "block", "example")
@@ -41,7 +42,7 @@ class Split:
         content = records.read_protocol(directory)
         self.directory = Path(directory)
         if split not in content["splits"]:
-            raise records.DataError(f"data {directory}: no split {split!r}; it has {', '.join(content['splits'])}")
+            raise DataError(f"data {directory}: no split {split!r}; it has {', '.join(content['splits'])}")
         self.protocol: dict[str, Any] = content["protocol"]
         found = content["splits"][split]
         self.groups = np.array(found["groups"], np.int64)
@@ -71,7 +72,7 @@ class Split:
         found = len(index), len(starts) - 1
         expected = int(self.records[shard]), int(self.groups[shard])
         if found != expected:
-            raise records.DataError(
+            raise DataError(
                 f"{records.index_path(self.paths[shard])}: {found[0]} records in {found[1]} groups, "
                 f"{records.PROTOCOL} says {expected[0]} in {expected[1]}; run the preparation again"
             )
@@ -95,9 +96,7 @@ class Counted:
           DataError: where it is not a whole number of batches.
         """
         if position % self.shard.batch_size:
-            raise records.DataError(
-                f"data position {position} is no multiple of the batch size {self.shard.batch_size}"
-            )
+            raise DataError(f"data position {position} is no multiple of the batch size {self.shard.batch_size}")
         self._position = position
 
 
@@ -129,7 +128,7 @@ class TrainPipeline(Counted):
         stretch: Stretch | None = None,
     ) -> None:
         if shard.batch_size % streams or streams % shard.count:
-            raise records.DataError(
+            raise DataError(
                 f"data {split.directory}: {streams} streams, a batch of {shard.batch_size}, {shard.count} processes; "
                 "expected streams that divide the batch, and processes that divide the streams"
             )
@@ -141,7 +140,7 @@ class TrainPipeline(Counted):
         self.per_stream = shard.batch_size // streams
         self.batches = self.stream_length // self.per_stream
         if not self.batches:
-            raise records.DataError(
+            raise DataError(
                 f"data {split.directory}: {self.total} examples an epoch over {streams} streams do not fill a batch of "
                 f"{shard.batch_size}"
             )
@@ -335,7 +334,7 @@ def _read(
             traceback.clear_frames(failure.__traceback__)
             del iterator
             problem = records.find_damage([place[:2] for place in places()]) or _find_undecodable(places(), decode)
-            raise records.DataError(problem) if problem else failure
+            raise DataError(problem) if problem else failure
         if batch is None:
             return
         yield batch
@@ -346,7 +345,7 @@ def _find_undecodable(places: Iterable[tuple[str, int, int]], decode: Decode) ->
     for path, offset, seed in places:
         try:
             decode(records.read_record(tf.constant(path), tf.constant(offset, tf.int64)), tf.constant(seed, tf.int64))
-        except (tf.errors.InvalidArgumentError, records.DataError) as error:
+        except (tf.errors.InvalidArgumentError, DataError) as error:
             reason = records.plain(error)
             return f"{path}: cannot decode the record at byte {offset} ({reason}); delete the shard and make it again"
         except Exception:

@@ -27,6 +27,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from vlm_jax.errors import DataError
+
 # TensorFlow only reads and decodes: the GPU is for the model.
 tf.config.set_visible_devices([], "GPU")
 tf.get_logger().setLevel(logging.ERROR)
@@ -34,10 +36,6 @@ logging.getLogger("absl").addFilter(lambda record: "is deprecated. Please change
 
 INDEX = np.dtype([("offset", "<i8"), ("group", "<i4"), ("weight", "<f8")])
 PROTOCOL = "protocol.json"
-
-
-class DataError(ValueError):
-    """A data set that cannot be used; one line naming the file."""
 
 
 @dataclasses.dataclass(frozen=True)

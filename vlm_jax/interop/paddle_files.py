@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_jax.errors import UserError
 from vlm_jax.interop.torch_files import TorchFileError, load_pickle
 
 
-class PaddleFileError(ValueError):
+class PaddleFileError(UserError):
     """A file that cannot be read: one line with the file's name, and what was wrong."""
 
 

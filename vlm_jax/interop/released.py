@@ -1,4 +1,4 @@
-"""The files that the references published: names, addresses, forms. Further systems add a line to `RELEASED`."""
+"""Files that the references published: what is known of one, and how it is fetched."""
 
 import http.client
 import secrets
@@ -19,41 +19,14 @@ class Released:
     """A published checkpoint.
 
     Attributes:
-      system: Whose, as `config.task` names it.
       url: Of the file; its ending tells the form. Where no address is known, a name of our own.
       origin: The repository that names it.
       beside: Further files that are read with it: config key -> url.
     """
 
-    system: str
     url: str
     origin: str
     beside: Mapping[str, str] = field(default_factory=dict)
-
-
-_WILLOW = "https://www.rocq.inria.fr/cluster-willow/amiech/howto100m"
-RELEASED = {
-    "ctrl": Released(
-        "ctrl",
-        "https://paddlemodels.bj.bcebos.com/video_grounding/TALL.pdparams",
-        "PaddlePaddle/models release/1.8, PaddleCV/video",
-    ),
-    "groundnlq": Released("groundnlq", "groundnlq.pth.tar", "houzhijian/GroundNLQ"),
-    "groundnlq_star": Released("groundnlq", "groundnlq_star.pth.tar", "houzhijian/GroundNLQ"),
-    "milnce": Released(
-        "milnce",
-        f"{_WILLOW}/s3d_howto100m.pth",
-        "antoine77340/S3D_HowTo100M",
-        {"text.vocabulary": f"{_WILLOW}/s3d_dict.npy"},
-    ),
-}
-
-
-def find(name: str) -> Released:
-    """The entry of a name; raises ConversionError where there is none."""
-    if name not in RELEASED:
-        raise ConversionError(f"{PREFIX}{name}: not one of {', '.join(PREFIX + known for known in RELEASED)}")
-    return RELEASED[name]
 
 
 def fetch(url: str, folder: Path, origin: str) -> Path:

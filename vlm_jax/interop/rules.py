@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from vlm_jax.errors import UserError
+
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\*?)\}")
 _SHOWN = 10  # names of each kind in an error message
 
 
-class ConversionError(ValueError):
+class ConversionError(UserError):
     """Names or shapes that do not fit the rules; the first line counts them, the next ones list them by kind."""
 
 

@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from vlm_jax.errors import UserError
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _CHUNK = 1 << 24  # bytes read at a time, so that a storage is never held twice
 _STORAGE_CLASSES = {  # of torch, without the word Storage
@@ -32,7 +34,7 @@ _UNTYPED_DTYPES = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in (*_STORAGE_CLASSES, *_UNTYPED_DTYPES)}
 
 
-class TorchFileError(ValueError):
+class TorchFileError(UserError):
     """A file that cannot be read: one line with the file's name and what was wrong."""
 
 

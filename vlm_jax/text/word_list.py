@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_jax.errors import UserError
+
 WORD = re.compile(r"[\w']+")
 """Unicode letters, digits, underscores and apostrophes."""
 
 
-class VocabularyError(ValueError):
+class VocabularyError(UserError):
     """A word list that cannot be used; one line naming the file."""
 
 

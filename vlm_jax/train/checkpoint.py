@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
+from vlm_jax.errors import UserError
 from vlm_jax.train.optimizer import path_name
 from vlm_jax.train.state import TrainState
 from vlm_jax.types import PyTree, Variables
@@ -22,7 +23,7 @@ from vlm_jax.types import PyTree, Variables
 logging.getLogger("absl").addFilter(lambda record: "_CHECKPOINT_METADATA" not in record.getMessage())
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used; one line naming the folder."""
 
 

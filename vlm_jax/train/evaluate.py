@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vlm_jax.progress import Progress
-from vlm_jax.tasks.task import Evaluator
+from vlm_jax.task import Evaluator
 from vlm_jax.train import sharding
 from vlm_jax.types import DataShard, Outputs, Variables
 

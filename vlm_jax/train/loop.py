@@ -16,8 +16,9 @@ from jax.stages import Compiled
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
+from vlm_jax.errors import UserError
 from vlm_jax.progress import Progress
-from vlm_jax.tasks.task import Task
+from vlm_jax.task import Task
 from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.checkpoint import Checkpoints, restore_variables
 from vlm_jax.train.hardware import peak_flops, step_flops
@@ -28,7 +29,7 @@ from vlm_jax.train.state import TrainState
 from vlm_jax.types import DataShard, Pipeline, PyTree, Variables
 
 
-class TrainingError(RuntimeError):
+class TrainingError(UserError):
     """Training that cannot go on; one line."""
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from vlm_jax.config import ConfigError
+from vlm_jax.errors import ConfigError
 from vlm_jax.train.schedule import Schedule
 from vlm_jax.types import Params, PyTree
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vlm_jax.config import ConfigError
+from vlm_jax.errors import ConfigError
 
 Schedule = Callable[[jax.Array | int], jax.Array]
 NAMES = ("constant", "cosine", "multistep")

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jax.stages import Compiled, Lowered
 from ml_collections import ConfigDict
 
-from vlm_jax.tasks.task import Task
+from vlm_jax.task import Task
 from vlm_jax.train import sharding
 from vlm_jax.train.optimizer import make_optimizer
 from vlm_jax.train.schedule import make_schedule

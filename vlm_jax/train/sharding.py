@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from vlm_jax.config import ConfigError
-from vlm_jax.tasks.task import Rules
+from vlm_jax.errors import ConfigError
+from vlm_jax.task import Rules
 from vlm_jax.train.optimizer import path_name
 from vlm_jax.types import Batch, PyTree
 
@@ -63,20 +63,18 @@ def make_mesh(config: ConfigDict) -> Mesh:
 
 
 def check_batch(mesh: Mesh, config: ConfigDict) -> None:
-    """Checks that the global batch, its groups and its streams can be spread over this mesh and these processes.
+    """Checks that the global batch and its groups can be spread over this mesh.
 
     Raises:
       ConfigError: naming the key, what was found and what would do.
     """
-    shards, processes = mesh.shape["data"], jax.process_count()
+    shards = mesh.shape["data"]
     if config.batch_size % shards:
         raise ConfigError(f"config.batch_size: {config.batch_size} does not divide over {shards} devices")
     if config.batch_groups % shards and shards % config.batch_groups:
         raise ConfigError(
             f"config.batch_groups: {config.batch_groups} groups and {shards} devices: one must divide the other"
         )
-    if config.data.streams % processes:
-        raise ConfigError(f"config.data.streams: {config.data.streams} does not divide over {processes} processes")
 
 
 def match_rules(rules: Rules, tree: PyTree) -> PyTree:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vlm_jax.tasks.task import Task
+from vlm_jax.task import Task
 from vlm_jax.train.optimizer import clip_by_norm
 from vlm_jax.train.schedule import Schedule
 from vlm_jax.train.state import TrainState

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_jax.errors import MissingPackageError, UserError
+
 try:
     import av
 except ImportError as error:
-    raise ImportError("reading video needs PyAV: pip install 'vlm_jax[video]'") from error
+    raise MissingPackageError("reading video needs PyAV: pip install 'vlm_jax[video]'") from error
 
 File = str | Path
 Seconds = float | Fraction
@@ -39,7 +41,7 @@ LARGE = 8192
 HFLIP = "hflip"
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
     """A video file that cannot be used.
 
     Attributes:

@@ -2,11 +2,13 @@
 
 import numpy as np
 
+from vlm_jax.errors import MissingPackageError
+
 try:
     import av
     from av.video.reformatter import Interpolation, VideoReformatter
 except ImportError as error:
-    raise ImportError("scaling video needs PyAV: pip install 'vlm_jax[video]'") from error
+    raise MissingPackageError("scaling video needs PyAV: pip install 'vlm_jax[video]'") from error
 
 
 def scale(frames: np.ndarray, size: int) -> np.ndarray:

@@ -10,11 +10,13 @@ from fractions import Fraction
 
 import numpy as np
 
+from vlm_jax.errors import MissingPackageError, UserError
+
 try:
     import av
     from av.video.reformatter import Interpolation, VideoReformatter
 except ImportError as error:
-    raise ImportError("mp4 segments need PyAV: pip install 'vlm_jax[video]'") from error
+    raise MissingPackageError("mp4 segments need PyAV: pip install 'vlm_jax[video]'") from error
 
 DEFAULT_CRF = 23
 
@@ -23,7 +25,7 @@ DEFAULT_CRF = 23
 ENCODER = {"preset": "fast", "tune": "fastdecode,zerolatency", "sc_threshold": "0", "threads": "1"}
 
 
-class SegmentError(ValueError):
+class SegmentError(UserError):
     """Bytes that are no segment, or a damaged one."""
 
 

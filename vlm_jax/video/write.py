@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_jax.errors import MissingPackageError
+
 try:
     import av
 except ImportError as error:
-    raise ImportError("writing video needs PyAV: pip install 'vlm_jax[video]'") from error
+    raise MissingPackageError("writing video needs PyAV: pip install 'vlm_jax[video]'") from error
 
 # Ticks per second of files with given frame times: exact for 24, 25, 30, 50, 60 and 30000/1001 frames per second.
 TICKS = 90_000

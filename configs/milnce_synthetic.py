@@ -1,0 +1,40 @@
+"""MIL-NCE on the synthetic world: does a small S3D learn what happens from narration that is seconds off? Variants:
+
+(default)  four candidates a clip; --config.clips.num_candidates=1 is ordinary contrastive training
+short      300 steps, for the quickstart
+smoke      a few steps on synthetic batches
+
+In the synthetic world left and right, and forwards and backwards, mean something: clips are never mirrored.
+"""
+
+from ml_collections import ConfigDict
+
+from vlm_jax.config import sibling
+
+VARIANTS = ("short", "smoke")
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant."""
+    smoke, short = variant == "smoke", variant == "short"
+    config = sibling(__file__, "milnce_quickstart.py", "smoke" if smoke else "")
+    config.clips.num_candidates, config.clips.random_flip = 4, False
+    if smoke:
+        return config
+    data = "runs/data/synthetic_short" if short else "runs/data/synthetic"
+    config.batch_size = 64
+    config.steps = 300 if short else 900
+    config.data.directory = f"{data}/train"
+    config.text.vocabulary, config.text.rows = f"{data}/vocabulary.npy", 128
+    config.schedule.learning_rate, config.schedule.warmup_steps = 2e-3, 50
+    config.checkpoint.every_steps = 300
+    held_out = {"directory": f"{data}/test", "split": "test", "windows": 2}
+    config.retrieval = ConfigDict(
+        {
+            "synthetic": held_out | {"frame_order": "filmed"},
+            "synthetic_shuffled": held_out | {"frame_order": "shuffled"},
+            "synthetic_reversed": held_out | {"frame_order": "reversed"},
+        }
+    )
+    config.evaluate.at_start, config.evaluate.names = short, ("synthetic",)
+    return config

@@ -1,0 +1,137 @@
+"""Prepares CTRL's data: python -m data_prep.ctrl COMMAND --output DIR ...
+
+    windows   a folder of VIDEO_START_END.npy files, the features of sliding windows, or a folder of
+              launch/extract_features.py -> a set of windows
+    queries   a file of sentence vectors (train_clip-sentvec.pkl), or annotations and vectors -> a split of sentences
+    demo      the first video of a file of sentence vectors, with its windows -> a folder of the released form
+
+The released TACoS data is prepared by
+
+    windows --features Interval64_128_256_512_overlap0.8_c3d_fc6 --frames video_allframes_info.pkl --fps 29.4
+    windows --features Interval128_256_overlap0.8_c3d_fc6 --frames video_allframes_info.pkl --fps 29.4
+    queries --sentences train_clip-sentvec.pkl --split train --fps 29.4
+    queries --sentences test_clip-sentvec.pkl --split test --fps 29.4
+
+each set of windows with an --output of its own, both splits of the sentences with one. Run the same command again after
+an interruption: finished shards stay. `--check DIR` looks through raw or prepared data and writes nothing.
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep import shards
+from data_prep.ctrl import sentences
+from data_prep.ctrl import windows as ctrl_windows
+from data_prep.ctrl.check import check
+from data_prep.ctrl.sentences import FORMS, PICKLE
+from vlm_jax import features as feature_files
+from vlm_jax.errors import DataError
+from vlm_jax.features import FeatureError
+from vlm_jax.systems.ctrl.data import QUERY_FEATURES, WINDOW_FEATURES, WINDOWS
+
+
+def windows(arguments: argparse.Namespace) -> None:
+    """A set of windows, a record a video."""
+    folder, fps = arguments.features, arguments.fps
+    frames = ctrl_windows.frame_counts(arguments.frames) if arguments.frames else {}
+    if ctrl_windows.is_own(folder):
+        try:
+            settings = feature_files.read_settings(folder)
+        except FeatureError as error:
+            raise DataError(str(error)) from None
+        if fps <= 0:
+            raise DataError("--fps: say in how many frames a second windows are counted, such as the annotations'")
+        items = ctrl_windows.feature_items(folder, frames, arguments.ending)
+        made = {"fps": fps, "lengths": arguments.lengths, "overlap": arguments.overlap}
+        make = functools.partial(ctrl_windows.feature_records, root=folder, settings=settings, **made)
+        protocol = {"feature_dim": settings.dim, **made, "visual_source": ctrl_windows.source(settings)}
+    else:
+        items = ctrl_windows.window_items(folder, frames)
+        dim = arguments.dim or 4096
+        make = functools.partial(ctrl_windows.window_records, root=folder, dim=dim, fps=fps)
+        protocol = {"feature_dim": dim, "fps": fps, "visual_source": arguments.source}
+    if arguments.dim and arguments.dim != protocol["feature_dim"]:
+        raise DataError(f"{folder}: features of {protocol['feature_dim']} numbers, --dim asks for {arguments.dim}")
+    protocol = {"kind": "ctrl_windows", **protocol}
+    shards.run(shards.Job(arguments.output, "windows", WINDOWS, WINDOW_FEATURES, protocol, items, make), arguments)
+    tell(3 * protocol["feature_dim"], "visual", protocol["visual_source"])
+
+
+def queries(arguments: argparse.Namespace) -> None:
+    """A split of a set of sentences, a record a sentence and moment."""
+    path, fps = arguments.sentences, arguments.fps
+    if (arguments.format == PICKLE) != (arguments.vectors is None):
+        raise DataError(f"--vectors: {PICKLE} holds vectors itself, all other forms need --vectors")
+    if arguments.format == PICKLE:
+        dim, source = arguments.dim or 4800, arguments.source
+        clips = sentences.read_sentences(path, dim)
+        items = [[clip, number] for clip, entry in enumerate(clips) for number in range(max(1, len(entry.vectors)))]
+        make = functools.partial(sentences.clip_records, path=path, dim=dim, fps=fps)
+    else:
+        found = sentences.read_annotations(path, arguments.format, arguments.durations)
+        items = sentences.annotation_items(found, fps)
+        vectors = sentences.read_vectors(arguments.vectors)
+        dim = arguments.dim or sentences.vector_dim(vectors, items)
+        source = arguments.source or vectors.source
+        make = functools.partial(sentences.annotation_records, path=arguments.vectors, dim=dim)
+    protocol = {"kind": "ctrl_queries", "sentence_dim": dim, "fps": fps, "sentence_source": source}
+    job = shards.Job(arguments.output, "queries", arguments.split, QUERY_FEATURES, protocol, items, make)
+    shards.run(job, arguments)
+    tell(dim, "sentence", source)
+
+
+def demo(arguments: argparse.Namespace) -> None:
+    """A small folder of the released form."""
+    found = sentences.write_demo(arguments.sentences, arguments.features, arguments.output, arguments.dim)
+    print(f"{arguments.output}: {found[0]}, {found[1]} sentences, {found[2]} windows")
+
+
+def tell(dim: int, name: str, source: str) -> None:
+    """What a config has to say to read the data."""
+    print(f"  for --config.model.{name}_dim={dim} --config.data.{name}_source={source or repr('')}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command that these words, or else the command line's, name."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.split("=")[0] == "--check" for word in argv):
+        check(argv)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    rate = {"type": float, "default": 0.0, "help": "frames a second, for times in seconds; 0: not known"}
+    named = {"default": "", "help": "a name for what features were made with; ours have one (default: none)"}
+    made = commands.add_parser("windows", help="a set of windows")
+    shards.add_arguments(made, num_shards=16)
+    made.add_argument("--features", required=True, type=Path, help="folder of VIDEO_START_END.npy, or of our features")
+    made.add_argument("--frames", type=Path, help="pickled dict of frame counts by video")
+    made.add_argument("--dim", type=int, help="numbers of a window (default: 4096; of our features their own)")
+    made.add_argument("--fps", **rate)
+    made.add_argument("--source", **named)
+    ours = made.add_argument_group("our own features")
+    ours.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512], help="of windows, frames at --fps")
+    ours.add_argument("--overlap", type=float, default=0.8, help="of neighbours (default: %(default)s)")
+    ours.add_argument("--ending", default="", help="what annotations have behind a video's name, such as .avi")
+    made.set_defaults(run=windows)
+    made = commands.add_parser("queries", help="a split of a set of sentences")
+    shards.add_arguments(made, num_shards=4)
+    made.add_argument("--sentences", required=True, type=Path, help="file of sentence vectors, or of annotations")
+    made.add_argument("--format", default=PICKLE, choices=FORMS, help="of that file (default: %(default)s)")
+    made.add_argument("--durations", type=Path, help="of charades: csv with the columns id and length")
+    made.add_argument("--vectors", type=Path, help=".npz or folder of .npy, vectors by qid")
+    made.add_argument("--split", required=True, choices=("train", "validation", "test"))
+    made.add_argument("--dim", type=int, help="numbers of a vector (default: 4800, to which released ones are cut)")
+    made.add_argument("--fps", **rate)
+    made.add_argument("--source", **named)
+    made.set_defaults(run=queries)
+    made = commands.add_parser("demo", help="one video of released files")
+    made.add_argument("--sentences", required=True, type=Path, help="file of sentence vectors")
+    made.add_argument("--features", required=True, type=Path, help="folder of VIDEO_START_END.npy files")
+    made.add_argument("--output", required=True, type=Path, help="folder to write")
+    made.add_argument("--dim", type=int, default=4800, help="longer vectors are cut to this (default: %(default)s)")
+    made.set_defaults(run=demo)
+    arguments = parser.parse_args(argv)
+    arguments.run(arguments)

@@ -1,0 +1,190 @@
+"""CTRL's sentences: released files of vectors, or annotations of any form with vectors of our own; a demo of both."""
+
+import functools
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_jax import annotations
+from vlm_jax.annotations import AnnotationError, Annotations
+from vlm_jax.data.records import Record, Skip
+from vlm_jax.errors import DataError
+from vlm_jax.features import FeatureError
+from vlm_jax.interop.rules import ConversionError
+from vlm_jax.interop.torch_files import TorchFileError, load_pickle
+from vlm_jax.systems.ctrl.interop import ClipSentences, clip_sentences
+from vlm_jax.systems.ctrl.windows import parse, window_files
+from vlm_jax.text_features import TextVectors
+
+PICKLE = "pickle"
+"""The released form: a pickled list of [VIDEO_START_END, [vector, ...]]."""
+FORMS = (PICKLE, *annotations.FORMS)
+
+
+def clip_records(items: Sequence[Sequence[int]], *, path: Path, dim: int, fps: float) -> Iterator[Record | Skip]:
+    """Sentence `number` of moment `clip` of a released file, and those whose moment cannot be told."""
+    clips, group = read_sentences(path, dim), 0
+    for clip, number in items:
+        entry, span = clips[clip], parse(clips[clip].name)
+        name = f"{entry.name}#{number}"
+        if span is None:
+            yield Skip(name, "not named like a moment")
+        elif not len(entry.vectors):
+            yield Skip(entry.name, "no sentences")
+        else:
+            place = {"qid": name, "video": span.video, "text": "", "span": np.array(span[1:], np.float64)}
+            yield Record({**place, "fps": np.float64(fps), "vector": entry.vectors[number]}, group)
+            group += 1
+
+
+@functools.lru_cache(maxsize=1)
+def read_sentences(path: Path, dim: int) -> list[ClipSentences]:
+    """The moments of a file of sentence vectors.
+
+    Raises:
+      DataError: where it cannot be read or holds something else.
+    """
+    try:
+        return clip_sentences(load_pickle(path, "latin1"), dim)
+    except (TorchFileError, ConversionError) as error:
+        text = str(error).replace("not a torch file", "not a pickle")
+        raise DataError(text if text.startswith(str(path)) else f"{path}: {text}") from None
+
+
+def read_annotations(path: Path, form: str, durations: Path | None) -> Annotations:
+    """`annotations.read`, its errors as DataError."""
+    try:
+        return annotations.read(path, form, durations)
+    except AnnotationError as error:
+        raise DataError(str(error)) from None
+
+
+@functools.lru_cache(maxsize=1)
+def read_vectors(path: Path) -> TextVectors:
+    """`TextVectors`, its errors as DataError."""
+    try:
+        return TextVectors(path)
+    except FeatureError as error:
+        raise DataError(str(error)) from None
+
+
+def annotation_items(found: Annotations, fps: float) -> list[dict[str, Any]]:
+    """A sentence with one of its moments, in frames, is an item; so is one that is left out.
+
+    Args:
+      found: The annotations.
+      fps: Frames per second of the windows; 0 takes the annotations' own.
+
+    Raises:
+      DataError: where neither says how many.
+    """
+    items: list[dict[str, Any]] = [{"fault": list(fault)} for fault in found.faults]
+    for query in found.queries:
+        rate, frames = query.fps, query.frames
+        if fps:
+            rate, frames = fps, tuple((start * fps, end * fps) for start, end in query.spans)
+        if not rate:
+            raise DataError(f"{query.qid}: its times are in seconds, windows are in frames; give --fps")
+        if not frames:
+            items.append({"fault": [query.qid, "no moment is given", ""]})
+        items += [
+            {"qid": query.qid, "video": query.video, "text": query.query, "span": list(span), "fps": rate}
+            for span in frames
+        ]
+    return items
+
+
+def annotation_records(items: Sequence[Mapping[str, Any]], *, path: Path, dim: int) -> Iterator[Record | Skip]:
+    """Every sentence with its vector, and those that are left out."""
+    vectors, group = read_vectors(path), 0
+    for item in items:
+        if "fault" in item:
+            yield Skip(*item["fault"])
+            continue
+        vector = vector_of(vectors, item["qid"], dim)
+        if isinstance(vector, Skip):
+            yield vector
+            continue
+        numbers = {"span": np.array(item["span"], np.float64), "fps": np.float64(item["fps"]), "vector": vector}
+        yield Record({**{name: item[name] for name in ("qid", "video", "text")}, **numbers}, group)
+        group += 1
+
+
+def vector_of(vectors: TextVectors, qid: str, dim: int) -> np.ndarray | Skip:
+    """The vector of a sentence, float32 `[dim]`, or why there is none."""
+    if qid not in vectors:
+        return Skip(qid, "no vector", f"not in {vectors.path}")
+    try:
+        vector = np.asarray(vectors[qid], np.float32)
+    except (FeatureError, ValueError) as error:
+        return Skip(qid, "bad vector", str(error))
+    if vector.shape != (dim,) or not np.isfinite(vector).all():
+        return Skip(qid, "bad vector", f"shape {list(vector.shape)}, expected [{dim}] finite numbers")
+    return vector
+
+
+def vector_dim(vectors: TextVectors, items: Sequence[Mapping[str, Any]]) -> int:
+    """S: of the settings, or of the first vector.
+
+    Raises:
+      DataError: where no sentence has a vector, or it is one a word.
+    """
+    name = next((item["qid"] for item in items if item.get("qid") in vectors), None)
+    if name is None:
+        raise DataError(f"{vectors.path}: has no vector of any sentence; its names are such as {next(iter(vectors))!r}")
+    try:
+        vector = vectors[name]
+    except FeatureError as error:
+        raise DataError(str(error)) from None
+    if vector.ndim != 1:
+        raise DataError(f"{vectors.path}: {name}: found {list(vector.shape)}, expected one vector a sentence")
+    return len(vector)
+
+
+def write_demo(sentences: Path, features: Path, output: Path, dim: int) -> tuple[str, int, int]:
+    """The first video of a released file, with the first sentence of each moment (`gen_infer.py` of the reference).
+
+    Writes `infer_clip-sen.pkl` and copies the video's windows to `infer_feat/`.
+
+    Returns:
+      The video, how many moments, and how many windows.
+
+    Raises:
+      DataError: where the first entry is no moment, or its video has no windows.
+    """
+    clips = read_sentences(sentences, dim)
+    first = parse(clips[0].name) if clips else None
+    if first is None:
+        raise DataError(f"{sentences}: its first entry is not named like a moment, VIDEO_START_END")
+    chosen = [clip for clip in clips if len(clip.vectors) and (span := parse(clip.name)) and span.video == first.video]
+    try:
+        found = window_files(path.name for path in features.iterdir())
+    except OSError as error:
+        raise DataError(f"{features}: {error.strerror}") from None
+    names = [name for name, video in zip(found.names, found.videos, strict=True) if video == first.video]
+    if not names or not chosen:
+        raise DataError(f"{features}: {len(names)} windows, and {len(chosen)} sentences of {first.video}")
+    (output / "infer_feat").mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(features / name, output / "infer_feat" / name)
+    # Names as bytes, in protocol 2: as the reference reads them.
+    content = [[clip.name.encode("latin1"), [clip.vectors[0]]] for clip in chosen]
+    (output / "infer_clip-sen.pkl").write_bytes(pickle.dumps(content, 2))
+    return first.video, len(chosen), len(names)
+
+
+def as_annotations(clips: Sequence[ClipSentences]) -> Annotations:
+    """A released file's sentences as annotations without text, and what is no moment."""
+    queries, faults = [], []
+    for clip in clips:
+        span = parse(clip.name)
+        if span is None or span.end <= span.start or not len(clip.vectors):
+            reason = "not an annotation" if span is None else "zero length" if len(clip.vectors) else "no vector"
+            faults.append(annotations.Fault(clip.name, reason, f"{len(clip.vectors)} sentences"))
+            continue
+        queries += [annotations.Query(f"{clip.name}#{n}", span.video, "") for n in range(len(clip.vectors))]
+    return Annotations(queries, faults)

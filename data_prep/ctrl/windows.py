@@ -1,0 +1,159 @@
+"""CTRL's windows: the features of released files, or means of our own features (launch/extract_features.py)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_jax import features as feature_files
+from vlm_jax.data.records import Record, Skip
+from vlm_jax.errors import DataError
+from vlm_jax.features import FeatureError, Settings
+from vlm_jax.interop.torch_files import TorchFileError, load_pickle
+from vlm_jax.systems.ctrl.windows import parse, sliding_windows, window_files, window_means
+
+
+def window_items(folder: Path, frames: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The files of each video, sorted by name; what is no window is an item without a video.
+
+    Raises:
+      DataError: for a folder without windows.
+    """
+    try:
+        found = window_files(entry.name for entry in folder.iterdir())
+    except OSError as error:
+        raise DataError(f"{folder}: {error.strerror}") from None
+    if not found.names:
+        raise DataError(f"{folder}: no file named like VIDEO_START_END.npy among {len(found.skipped)}")
+    files: dict[str, list[str]] = {}
+    for name, video in zip(found.names, found.videos, strict=True):
+        files.setdefault(video, []).append(name)
+    items = [
+        {"video": video, "files": names, "num_frames": num_frames(frames, video)}
+        for video, names in sorted(files.items())
+    ]
+    return [*items, *({"video": "", "files": [name], "num_frames": 0} for name in found.skipped)]
+
+
+def window_records(items: Sequence[Mapping[str, Any]], *, root: Path, dim: int, fps: float) -> Iterator[Record | Skip]:
+    """The windows of every video, and the files that are left out."""
+    group = 0
+    for item in items:
+        spans, features = [], []
+        for name in item["files"]:
+            if not item["video"]:
+                yield Skip(name, "not named like a window")
+                continue
+            feature = read_window(root / name, dim)
+            if isinstance(feature, Skip):
+                yield feature
+                continue
+            spans.append(parse(name)[1:])
+            features.append(feature)
+        if spans:
+            spans, features = np.array(spans, np.int64), np.stack(features)
+            yield Record(_example(item["video"], fps, item["num_frames"], spans, features), group)
+            group += 1
+
+
+def read_window(path: Path, dim: int) -> np.ndarray | Skip:
+    """The feature of a window's file, float32 `[dim]`, or why it cannot be used."""
+    try:
+        feature = np.load(path, allow_pickle=False).reshape(-1).astype(np.float32)
+    except (OSError, ValueError, EOFError) as error:
+        return Skip(path.name, "unreadable", " ".join(str(error).split()))
+    if len(feature) != dim:
+        return Skip(path.name, "wrong width", f"{len(feature)} numbers, expected {dim}")
+    if not np.isfinite(feature).all():
+        return Skip(path.name, "not finite", f"{np.count_nonzero(~np.isfinite(feature))} of {dim} numbers")
+    return feature
+
+
+def is_own(folder: Path) -> bool:
+    """Whether a folder holds features of our own."""
+    return (folder / feature_files.SETTINGS).is_file()
+
+
+def source(settings: Settings) -> str:
+    """All that decides our own features, in a word: what a data set states and a config asks for."""
+    rate, size = f"{settings.window}/{settings.stride}@{settings.fps:g}", f"{settings.size}{settings.crop}"
+    return ":".join((settings.layer, rate, size, settings.dtype, settings.fingerprint[:16]))
+
+
+def feature_items(folder: Path, frames: Mapping[str, int], ending: str) -> list[dict[str, Any]]:
+    """The videos of a folder of our own features.
+
+    Args:
+      folder: As launch/extract_features.py wrote it.
+      frames: How many each video has, by name, where it is known.
+      ending: What annotations have behind a video's name, such as '.avi'.
+
+    Raises:
+      DataError: for a folder without features.
+    """
+    names = sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.npy"))
+    if not names:
+        raise DataError(f"{folder}: no features there")
+    return [{"video": name + ending, "name": name, "num_frames": num_frames(frames, name + ending)} for name in names]
+
+
+def feature_records(
+    items: Sequence[Mapping[str, Any]],
+    *,
+    root: Path,
+    settings: Settings,
+    fps: float,
+    lengths: Sequence[int],
+    overlap: float,
+) -> Iterator[Record | Skip]:
+    """The windows of every video, counted in frames at `fps`, each the mean of the features inside it."""
+    group = 0
+    for item in items:
+        try:
+            features = feature_files.load(root, item["name"], settings)
+        except FeatureError as error:
+            yield Skip(item["video"], "unreadable", str(error))
+            continue
+        if not len(features) or not np.isfinite(features).all():
+            yield Skip(item["video"], "not finite", f"{len(features)} rows, expected some, all of them finite")
+            continue
+        # The last row may be filled up with black: what the one before it shows is surely there.
+        seconds = settings.seconds(max(0, len(features) - 2))[1]
+        count = item["num_frames"] or int(seconds * fps)
+        spans = sliding_windows(count, lengths, overlap)
+        if not len(spans):
+            yield Skip(item["video"], "shorter than a window", f"{count} frames, windows of {min(lengths)} and more")
+            continue
+        centres = (np.arange(len(features)) * settings.stride + settings.window / 2) / settings.fps * fps
+        # In the order of released files: of their names.
+        names = [f"{start}_{end}.npy" for start, end in spans.tolist()]
+        spans = spans[sorted(range(len(names)), key=names.__getitem__)]
+        means = window_means(features.astype(np.float32), centres, spans)
+        yield Record(_example(item["video"], fps, count, spans, means), group)
+        group += 1
+
+
+def num_frames(frames: Mapping[str, int], video: str) -> int:
+    """How many frames a video has, 0 where it is not known; the table may leave out what follows the first dot."""
+    return frames.get(video, frames.get(video.split(".")[0], 0))
+
+
+def frame_counts(path: Path) -> dict[str, int]:
+    """How many frames each video has (`video_allframes_info.pkl`).
+
+    Raises:
+      DataError: where it cannot be read or holds something else.
+    """
+    try:
+        content = load_pickle(path, "latin1")
+    except TorchFileError as error:
+        raise DataError(str(error).replace("not a torch file", "not a pickle")) from None
+    if not isinstance(content, dict) or not all(isinstance(count, int) for count in content.values()):
+        raise DataError(f"{path}: expected a pickled dict of frame counts by video, found a {type(content).__name__}")
+    return {name.decode("latin1") if isinstance(name, bytes) else str(name): n for name, n in content.items()}
+
+
+def _example(video: str, fps: float, count: int, spans: np.ndarray, features: np.ndarray) -> dict[str, Any]:
+    sizes = {"fps": np.float64(fps), "num_frames": np.int64(count)}
+    return {"video": video, **sizes, "spans": spans, "features": features}

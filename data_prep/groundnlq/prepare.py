@@ -1,0 +1,198 @@
+"""Prepares GroundNLQ's data: python -m data_prep.groundnlq COMMAND --output DIR ...
+
+    features     an LMDB, or a folder of .pt, .npy or .npz files, one a clip -> a set of clips
+    queries      nlq_train.json and the like, or annotations of another form, with features of their words -> a split
+                 of a set of questions
+    narrations   egoclip.csv and annotation files, with features of the words -> a set of narrations as questions
+
+Ego4D's natural-language queries are prepared by
+
+    features   --features VIDEO --output data/ego4d/features
+    queries    --annotations nlq_train.json --text TEXT --split train --output data/ego4d/queries
+    queries    --annotations nlq_val.json --text TEXT --split validation --output data/ego4d/queries
+    queries    --annotations nlq_test_unannotated.json --text TEXT --split test --output data/ego4d/queries
+    narrations --egoclip egoclip.csv --annotations nlq_train.json moments_train.json vq_train.json --text TEXT
+               --output data/ego4d/narrations
+
+Run the same command again after an interruption: finished shards stay. What is prepared is looked through by
+
+    python -m data_prep.groundnlq --check DIR [--features DIR]
+"""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep import shards
+from data_prep.groundnlq import annotations
+from data_prep.groundnlq.check import check
+from data_prep.groundnlq.stores import TEXT_KEYS, VIDEO_KEYS, Store, open_store, words
+from vlm_jax.annotations import FORMS
+from vlm_jax.data import feature_store as clips
+from vlm_jax.data.records import Record, Skip
+from vlm_jax.errors import DataError
+from vlm_jax.interop.torch_files import TorchFileError
+from vlm_jax.systems.groundnlq import data
+
+
+def features(arguments: argparse.Namespace) -> None:
+    """A set of clips, a record each."""
+    store = open_store(arguments.features, VIDEO_KEYS)
+    names = list(store.names())
+    if not names:
+        raise DataError(f"{arguments.features}: no features there; expected an LMDB, or .pt, .npy or .npz files")
+    made, given = {"feature_dim": 2304, "feature_stride": 16.043, "fps": 30.0}, vars(arguments)
+    if store.settings:
+        made = dict(zip(made, (store.settings.dim, float(store.settings.stride), store.settings.fps), strict=True))
+    made |= {name: given[name] for name in made if given[name] is not None}
+    make = functools.partial(clip_records, path=arguments.features, dim=made["feature_dim"], dtype=arguments.dtype)
+    protocol = {"kind": clips.KIND, "dtype": arguments.dtype, "video_source": store.source, **made}
+    job = shards.Job(
+        arguments.output, "features", clips.CLIPS, clips.clip_features(arguments.dtype), protocol, names, make
+    )
+    shards.run(job, arguments)
+    keys = {"model.video_dim": "feature_dim", "data.feature_stride": "feature_stride", "data.fps": "fps"}
+    _tell({key: protocol[name] for key, name in keys.items()} | {"data.video_source": store.source})
+
+
+def queries(arguments: argparse.Namespace) -> None:
+    """A split of a set of questions, a record each."""
+    records = annotations.read_questions(arguments.annotations, arguments.format)
+    _questions(arguments, "queries", arguments.split, records)
+
+
+def narrations(arguments: argparse.Namespace) -> None:
+    """A set of narrations that stand for questions, a record each."""
+    by_video = annotations.read_egoclip(arguments.egoclip)
+    files = [annotations.read_json(path) for path in arguments.annotations]
+    try:
+        records = list(annotations.narrations(by_video, files))
+    except (KeyError, TypeError) as error:
+        names = ", ".join(str(path) for path in arguments.annotations)
+        raise DataError(f"{names}: not annotation files of Ego4D ({type(error).__name__}: {error})") from None
+    _questions(arguments, "narrations", arguments.split, records)
+
+
+def _questions(arguments: argparse.Namespace, name: str, split: str, records: Sequence[Mapping[str, Any]]) -> None:
+    store = open_store(arguments.text, TEXT_KEYS)
+    make = functools.partial(query_records, path=arguments.text, dim=arguments.dim, dtype=arguments.dtype)
+    protocol = {
+        "kind": data.KIND,
+        "text_dim": arguments.dim,
+        "dtype": arguments.dtype,
+        "text_source": store.source,
+    }
+    found, form = annotations.items(records), data.query_features(arguments.dtype)
+    shards.run(shards.Job(arguments.output, name, split, form, protocol, found, make), arguments)
+    _tell({"model.text_dim": arguments.dim, "data.text_source": store.source})
+    if arguments.jsonl:
+        arguments.jsonl.write_text(annotations.to_lines(records), encoding="utf-8")
+
+
+def _tell(options: Mapping[str, Any]) -> None:
+    """What a config has to say of the data."""
+    print("  " + " ".join(f"--config.{key}={value}" for key, value in options.items()))
+
+
+def clip_records(names: Sequence[str], *, path: Path, dim: int, dtype: str) -> Iterator[Record | Skip]:
+    """The features of every clip, and the clips whose features cannot be used."""
+    store, group = open_store(path, VIDEO_KEYS), 0
+    for name in names:
+        array = _read(store, name, dim, dtype, lambda array: array)
+        if isinstance(array, Skip):
+            yield array
+        else:
+            yield Record({"clip": name, "features": array}, group)
+            group += 1
+
+
+def query_records(items: Sequence[Mapping[str, Any]], *, path: Path, dim: int, dtype: str) -> Iterator[Record | Skip]:
+    """Every question with the features of its words, and what cannot be used."""
+    store, group = open_store(path, TEXT_KEYS), 0
+    for item in items:
+        if "fault" in item:
+            yield Skip(item["qid"], *item["fault"])
+            continue
+        tokens = _read(store, item["qid"], dim, dtype, words)
+        if isinstance(tokens, Skip):
+            yield tokens
+            continue
+        spans = np.array(item["spans"], np.float64).reshape(-1, 2)
+        yield Record({**item, "duration": np.float64(item["duration"]), "spans": spans, "tokens": tokens}, group)
+        group += 1
+
+
+def _read(
+    store: Store, name: str, dim: int, dtype: str, change: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray | Skip:
+    """An array `[N, dim]` of a store, or why there is none."""
+    try:
+        array = store.read(name)
+    except (ValueError, OSError, TorchFileError) as error:
+        return Skip(name, "unreadable", " ".join(str(error).split()))
+    if array is None:
+        return Skip(name, "no features")
+    array = change(array)
+    if not len(array):
+        return Skip(name, "no features", "the array is empty")
+    if array.ndim != 2 or array.shape[1] != dim:
+        return Skip(name, "wrong shape", f"{list(array.shape)}, expected [N, {dim}]")
+    array = array.astype(np.float32).astype(clips.numpy_dtype(dtype))
+    if not np.isfinite(array.astype(np.float32)).all():
+        return Skip(name, "not finite", f"as {dtype}")
+    return array
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command that these words, or else the command line's, name."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.split("=")[0] == "--check" for word in argv):
+        check(argv)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = commands.add_parser("features", help="a set of clips")
+    shards.add_arguments(made, num_shards=64)
+    made.add_argument("--features", required=True, type=Path, help="LMDB, or folder of .pt, .npy or .npz files")
+    made.add_argument("--dim", dest="feature_dim", type=int, help="numbers of a position (default: 2304 or their own)")
+    made.add_argument("--feature_stride", type=float, help="frames from one to the next (default: 16.043 or their own)")
+    made.add_argument("--fps", type=float, help="frames per second (default: 30 or their own)")
+    _add_dtype(made)
+    made.set_defaults(run=features)
+    made = commands.add_parser("queries", help="a split of a set of questions")
+    _add_questions(made, num_shards=8)
+    made.add_argument("--annotations", required=True, type=Path, help="file of questions")
+    made.add_argument(
+        "--format",
+        choices=(annotations.EGO4D, *FORMS),
+        default=annotations.EGO4D,
+        help="of it: ego4d is the official .json, or a .jsonl of the reference's (default: %(default)s)",
+    )
+    made.add_argument("--split", required=True, choices=("train", "validation", "test"))
+    made.set_defaults(run=queries)
+    made = commands.add_parser("narrations", help="a set of narrations as questions")
+    _add_questions(made, num_shards=64)
+    made.add_argument("--egoclip", required=True, type=Path, help="egoclip.csv")
+    made.add_argument(
+        "--annotations", required=True, type=Path, nargs="+", help="nlq_train.json moments_train.json vq_train.json"
+    )
+    made.set_defaults(run=narrations, split="train")
+    arguments = parser.parse_args(argv)
+    arguments.run(arguments)
+
+
+def _add_questions(parser: argparse.ArgumentParser, num_shards: int) -> None:
+    shards.add_arguments(parser, num_shards)
+    parser.add_argument("--text", required=True, type=Path, help="features of words: LMDB, folder or .npz file")
+    parser.add_argument("--dim", type=int, default=512, help="numbers of a word (default: %(default)s)")
+    parser.add_argument("--jsonl", type=Path, help="also write the questions in the reference's form")
+    _add_dtype(parser)
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=clips.DTYPES, default="float32", help="of stored features")

@@ -1,0 +1,183 @@
+"""Features as the reference and others distribute them, by name: LMDB, or a folder or file of arrays.
+
+The values of an LMDB are compressed `.npz` files. `np.savez_compressed` was given `allow_pickle` there, which put a
+stray array of that name into each; nothing is unpickled here.
+"""
+
+import functools
+import io
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from data_prep.ctrl import windows as ctrl_windows
+from vlm_jax.errors import DataError
+from vlm_jax.features import SETTINGS, FeatureError, Settings, read_settings
+from vlm_jax.interop import torch_files
+from vlm_jax.text_features import TextVectors
+
+VIDEO_KEYS = ("features",)
+TEXT_KEYS = ("token_features", "features")
+"""What arrays of words may be called; the first one that is there is taken."""
+ENDINGS = (".pt", ".npy", ".npz")
+
+
+class Store(Protocol):
+    """Arrays by name.
+
+    Attributes:
+      source: What they were made with, '' where that is not known.
+      settings: The same in full, for features of launch/extract_features.py.
+    """
+
+    source: str
+    settings: Settings | None
+
+    def names(self) -> Iterator[str]:
+        """All names, sorted."""
+
+    def read(self, name: str) -> np.ndarray | None:
+        """An array, None where there is none of the name.
+
+        Raises:
+          ValueError: where it cannot be read.
+        """
+
+
+def decode(value: bytes, keys: Sequence[str]) -> np.ndarray:
+    """The array of a value of the reference's LMDB.
+
+    Args:
+      value: The bytes of an `.npz` file.
+      keys: What the array may be called.
+
+    Raises:
+      ValueError: where it is none of these, or cannot be read without unpickling.
+    """
+    if not zipfile.is_zipfile(io.BytesIO(value)):
+        raise ValueError("not an .npz file")
+    try:
+        with np.load(io.BytesIO(value), allow_pickle=False) as archive:
+            key = next((key for key in keys if key in archive.files), None)
+            if key is None:
+                raise ValueError(f"holds {', '.join(archive.files) or 'nothing'}, expected {' or '.join(keys)}")
+            return archive[key]
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"a damaged .npz file ({error})") from None
+
+
+def words(array: np.ndarray) -> np.ndarray:
+    """Features of words `[L, C]`; a single vector is one word."""
+    return array[None] if array.ndim == 1 else array
+
+
+def open_store(path: Path, keys: Sequence[str]) -> Store:
+    """What lies at a path.
+
+    Args:
+      path: An LMDB (a folder with `data.mdb`, or a file), a folder of files of `ENDINGS`, or an `.npz` file of arrays
+        by name (`launch/extract_text_features.py`).
+      keys: What an array may be called within an `.npz` file that holds one name.
+
+    Raises:
+      DataError: where there is none of these.
+    """
+    try:
+        if (path / "data.mdb").is_file() or path.suffix in (".mdb", ".lmdb"):
+            return _Lmdb(path, keys)
+        if path.is_dir():
+            return _Folder(path, keys)
+        return _Archive(path)
+    except FeatureError as error:
+        raise DataError(str(error)) from None
+
+
+@functools.cache
+def _environment(path: Path) -> Any:
+    """An LMDB; a process may open one only once."""
+    try:
+        import lmdb
+    except ImportError:
+        raise DataError(f"{path}: an LMDB; pip install 'vlm_jax[lmdb]' to read it") from None
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    try:
+        return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
+    except lmdb.Error as error:
+        raise DataError(f"{path}: not an LMDB ({error})") from None
+
+
+class _Lmdb:
+    """An environment."""
+
+    source, settings = "", None
+
+    def __init__(self, path: Path, keys: Sequence[str]) -> None:
+        self.environment, self.keys = _environment(path.resolve()), keys
+
+    def names(self) -> Iterator[str]:
+        """All keys."""
+        with self.environment.begin() as transaction:
+            for key in transaction.cursor().iternext(keys=True, values=False):
+                yield bytes(key).decode()
+
+    def read(self, name: str) -> np.ndarray | None:
+        """See `Store.read`."""
+        with self.environment.begin(buffers=True) as transaction:
+            value = transaction.get(name.encode())
+            return None if value is None else decode(bytes(value), self.keys)
+
+
+class _Folder:
+    """A file a name; with `features.json` they are launch/extract_features.py's."""
+
+    def __init__(self, path: Path, keys: Sequence[str]) -> None:
+        self.path, self.keys = path, keys
+        self.source, self.settings = "", None
+        if (path / SETTINGS).is_file():
+            self.settings = read_settings(path)
+            self.source = ctrl_windows.source(self.settings)
+        elif (path / "settings.json").is_file():
+            self.source = TextVectors(path).source
+
+    def names(self) -> Iterator[str]:
+        """Paths in the folder, without their endings."""
+        files = (file for file in self.path.rglob("*") if file.suffix in ENDINGS)
+        yield from sorted({str(file.relative_to(self.path).with_suffix("")) for file in files})
+
+    def read(self, name: str) -> np.ndarray | None:
+        """See `Store.read`."""
+        files = (self.path / f"{name}{ending}" for ending in ENDINGS)
+        file = next((file for file in files if file.is_file()), None)
+        if file is None:
+            return None
+        if file.suffix == ".npz":
+            return decode(file.read_bytes(), self.keys)
+        if file.suffix == ".npy":
+            with suppress(EOFError, OSError):
+                return np.load(file, allow_pickle=False)
+            raise ValueError("not a .npy file")
+        array = torch_files.load(file)
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"holds a {type(array).__name__}, expected one tensor")
+        return array
+
+
+class _Archive:
+    """One `.npz` file with an array a name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.vectors = path, TextVectors(path)
+        self.source, self.settings = self.vectors.source, None
+
+    def names(self) -> Iterator[str]:
+        """Names of its arrays."""
+        yield from sorted(self.vectors)
+
+    def read(self, name: str) -> np.ndarray | None:
+        """See `Store.read`."""
+        return self.vectors.get(name)

@@ -1,0 +1,110 @@
+"""Lists of evaluation items and their videos -> evaluation records of MIL-NCE."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.tables import cell_seconds, cell_text, read_rows
+from vlm_jax.data import images
+from vlm_jax.data.records import Record, Skip
+from vlm_jax.errors import DataError
+from vlm_jax.video import decode, sampling
+
+
+def youcook2_items(path: Path) -> list[dict[str, object]]:
+    """Items of validation_youcook.csv (columns end, start, task, text, video_id), seconds."""
+    items = []
+    for number, row in enumerate(read_rows(path, ("end", "start", "task", "text", "video_id")), start=2):
+        stem = f"validation/{row['task']}/{row['video_id']}"
+        paths = [stem + ending for ending in (".mp4", ".mkv", ".webm")]
+        items.append(_item(path, number, row, paths, row["video_id"]))
+    return items
+
+
+def segment_items(path: Path) -> list[dict[str, object]]:
+    """Items of a list of one's own: columns video_path, start, end (seconds), text."""
+    rows = read_rows(path, ("video_path", "start", "end", "text"))
+    return [
+        _item(path, number, row, [row["video_path"]], row["video_path"]) for number, row in enumerate(rows, start=2)
+    ]
+
+
+def msrvtt_items(path: Path) -> list[dict[str, object]]:
+    """Items of msrvtt_test.csv: whole videos."""
+    return [
+        {
+            "paths": [f"{row['video_id']}.mp4"],
+            "video_id": row["video_id"],
+            "text": cell_text(row["sentence"]),
+            "start": 0.0,
+            "end": None,
+        }
+        for row in read_rows(path, ("key", "vid_key", "video_id", "sentence"))
+    ]
+
+
+def _item(path: Path, number: int, row: dict[str, str], paths: list[str], video_id: str) -> dict[str, object]:
+    times = {key: cell_seconds(row[key], f"{path}: line {number}, column {key!r}") for key in ("start", "end")}
+    return {"paths": paths, "video_id": video_id, "text": cell_text(row["text"]), **times}
+
+
+def retrieval_records(
+    items: Sequence[dict[str, object]], *, video_root: Path, windows: int, num_frames: int, fps: int, size: int
+) -> Iterator[Record | Skip]:
+    """The W clips of every item (`paths` tried in order, `video_id`, `text`, `start`, `end`), or why it gives none."""
+    for group, item in enumerate(items):
+        name = f"{item['video_id']} {item['start']}-{item['end']}"
+        paths = [video_root / path for path in item["paths"]]
+        path = next((path for path in paths if path.is_file()), paths[0])
+        try:
+            end = decode.probe(path).duration if item["end"] is None else item["end"]
+            starts = sampling.clip_starts(item["start"], end, windows, num_frames / fps)
+            clips = decode.read_clips(path, starts, num_frames, fps, decode.square_crop(size))
+        except decode.VideoError as error:
+            yield Skip(name, error.reason, str(error))
+            continue
+        frames = [images.encode_png(frame) for clip in clips for frame in clip]
+        example = {"video_id": item["video_id"], "text": item["text"], "start": item["start"], "end": end}
+        yield Record({**example, "clip_starts": starts, "frames": frames}, group)
+
+
+def hmdb51_items(path: Path) -> list[dict[str, object]]:
+    """Items of hmdb51.csv: columns video_id, label (`CLASS_test`), and split1 to split3, 1 train, 2 test, 0 unused.
+
+    Raises:
+      DataError: for another code, or no label.
+    """
+    columns = ("split1", "split2", "split3")
+    items = []
+    for number, row in enumerate(read_rows(path, ("video_id", "label", *columns)), start=2):
+        label = row["label"].removesuffix("_test")
+        if not label or not row["video_id"]:
+            raise DataError(f"{path}: line {number}: expected a video_id and a label, found an empty cell")
+        for column in columns:
+            if row[column] not in ("0", "1", "2"):
+                raise DataError(
+                    f"{path}: line {number}, column {column!r}: expected 1 (train), 2 (test) or 0 (unused), "
+                    f"found {row[column]!r}"
+                )
+        splits = [int(row[column]) for column in columns]
+        items.append({"path": f"{label}/{row['video_id']}", "label": label, "splits": splits})
+    return items
+
+
+def classification_records(
+    items: Sequence[dict[str, object]], *, video_root: Path, windows: int, num_frames: int, size: int
+) -> Iterator[Record | Skip]:
+    """The windows of every item (`path`, `label`, `splits`) over all its frames, or why it gives none."""
+    for group, item in enumerate(items):
+        try:
+            frames = decode.read_frames(video_root / item["path"], filters=decode.square_crop(size))
+        except decode.VideoError as error:
+            yield Skip(item["path"], error.reason, str(error))
+            continue
+        chosen = sampling.frame_windows(len(frames), windows, num_frames)
+        shown = np.unique(chosen[chosen >= 0])
+        places = np.where(chosen >= 0, np.searchsorted(shown, chosen), -1)
+        example = {"video_path": item["path"], "label": item["label"], "splits": item["splits"]}
+        pictures = [images.encode_png(frames[number]) for number in shown]
+        yield Record({**example, "windows": places.ravel().astype(np.int32), "frames": pictures}, group)

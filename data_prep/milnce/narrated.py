@@ -1,0 +1,214 @@
+"""Narrated videos and their caption files -> training records of MIL-NCE."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.tables import cell_seconds, cell_text, read_rows
+from vlm_jax.data import images
+from vlm_jax.data.records import Record, Skip
+from vlm_jax.errors import DataError
+from vlm_jax.systems.milnce import captions
+from vlm_jax.systems.milnce.data import clip_weights
+from vlm_jax.video import decode, segment
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+    """A video's narration in time order, seconds."""
+
+    start: np.ndarray
+    end: np.ndarray
+    text: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Segments:
+    """How training records are cut.
+
+    Attributes:
+      fps: Frames a second that are kept.
+      short_side: Height or width, whichever is less, of the frames, even; smaller ones are not enlarged.
+      smallest_side: Videos with a smaller side than this are skipped, or enlarged to it; even.
+      enlarge: Which of the two.
+      seconds: Seek seconds in a record; 0 keeps a video whole.
+      clip_seconds: Longest clip that is read, by which a record overlaps the next.
+      min_time: Captions shorter than this are widened, as in training.
+      max_candidates: Largest K that the records allow.
+      min_seconds: Videos shorter than this are skipped.
+      quality: Of the JPEG frames.
+      epoch: What an epoch visits once: `videos`, as the reference, or `segments`, for few videos.
+      format: How frames are stored: `jpeg`, each by itself, or `mp4`, a video file a record.
+      crf: Constant rate factor of the mp4 files: less is better and larger.
+
+    Raises:
+      DataError: for numbers that make no sense.
+    """
+
+    fps: int
+    short_side: int
+    smallest_side: int
+    enlarge: bool
+    seconds: int
+    clip_seconds: float
+    min_time: float
+    max_candidates: int
+    min_seconds: float
+    quality: int
+    epoch: str
+    format: str = "jpeg"
+    crf: int = segment.DEFAULT_CRF
+
+    def __post_init__(self) -> None:
+        sides = self.smallest_side, self.short_side
+        if not 2 <= sides[0] <= sides[1] or sides[0] % 2 or sides[1] % 2:
+            raise DataError(f"--smallest_side, --short_side: expected even numbers, the first no more, found {sides}")
+        for name in ("fps", "clip_seconds", "max_candidates", "quality"):
+            if getattr(self, name) <= 0:
+                raise DataError(f"--{name}: expected more than 0, found {getattr(self, name)}")
+        if not 0 <= self.crf <= 51:
+            raise DataError(f"--crf: expected 0 to 51, found {self.crf}")
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames of the longest clip."""
+        return math.ceil(self.clip_seconds * self.fps)
+
+
+def read_captions(path: Path | Iterable[str], name: str = "") -> Captions:
+    """Reads a caption file: columns `start` and `end` (seconds) and `text`; others are ignored.
+
+    Raises:
+      DataError: where it cannot be read, or a time is no number.
+    """
+    rows = read_rows(path, ("start", "end", "text"), name)
+    times: dict[str, list[float]] = {"start": [], "end": []}
+    for number, row in enumerate(rows, start=2):
+        for key, values in times.items():
+            values.append(cell_seconds(row[key], f"{name or path}: line {number}, column {key!r}"))
+    return Captions(np.array(times["start"]), np.array(times["end"]), tuple(cell_text(row["text"]) for row in rows))
+
+
+def training_records(
+    videos: Sequence[str], *, video_root: Path, caption_root: Path, segments: Segments
+) -> Iterator[Record | Skip]:
+    """Segments of every video, or why it gives none."""
+    group = -1
+    for video in videos:
+        try:
+            captions_path = caption_root / f"{video.split('.')[0]}.csv"
+            if not captions_path.is_file():
+                raise _Skipped("no captions", f"{captions_path}: no such file")
+            narration = read_captions(captions_path)
+            if not narration.text:
+                raise _Skipped("no captions", f"{captions_path}: no rows")
+            made = list(_cut(video_root / video, video, narration, segments))
+        except _Skipped as skip:
+            yield Skip(video, *skip.args)
+        except DataError as error:
+            yield Skip(video, "bad captions", str(error))
+        except decode.VideoError as error:
+            yield Skip(video, error.reason, str(error))
+        else:
+            group += 1
+            for number, (example, weight) in enumerate(made):
+                group += segments.epoch == "segments" and number > 0
+                yield Record(example, group, weight)
+
+
+class _Skipped(Exception):
+    """Reason and detail of an item that gives no record."""
+
+
+def _cut(path: Path, video: str, narration: Captions, segments: Segments) -> Iterator[tuple[dict[str, object], float]]:
+    """A video's segments and their weights. Frames are decoded once, up to the last one that a clip can show."""
+    info = decode.probe(path)
+    side = min(info.width, info.height)
+    if side < segments.smallest_side and not segments.enlarge:
+        raise _Skipped("too small", f"{path}: {info.width}x{info.height}, needs {segments.smallest_side}")
+    if info.duration < segments.min_seconds:
+        raise _Skipped("too short", f"{path}: {info.duration:.2f} s, needs {segments.min_seconds:g} s")
+    enlarge = side < segments.smallest_side
+    scale = decode.short_side(segments.smallest_side if enlarge else segments.short_side, enlarge=enlarge)
+    ranges = [
+        captions.seek_range(captions.clip_interval(start, end, segments.min_time), segments.clip_seconds)
+        for start, end in zip(narration.start, narration.end, strict=True)
+    ]
+    last_seek = max(last for _, last in ranges)
+    span = segments.seconds or last_seek + 1
+    store = _Store(segments)
+    first, frames = 0, []
+    with closing(decode.stream_frames(path, fps=segments.fps, filters=scale)) as stream:
+        for frame in store.encode(stream):
+            frames.append(frame)
+            seeks = first, min(first + span - 1, last_seek)
+            # No fewer than a second's frames: what is left over then begins where the next segment does.
+            if len(frames) == (seeks[1] - first) * segments.fps + max(segments.clip_frames, segments.fps):
+                yield from _segment(video, narration, segments, seeks, store, frames)
+                if seeks[1] == last_seek:
+                    return
+                first, frames = first + span, frames[span * segments.fps :]
+    if not frames and first == 0:
+        raise _Skipped("no frames", f"{path}: nothing was decoded")
+    # Clips that begin after the end are black; they belong to the last segment.
+    yield from _segment(video, narration, segments, (first, max(first, last_seek)), store, frames)
+
+
+def _segment(
+    video: str,
+    narration: Captions,
+    segments: Segments,
+    seeks: tuple[int, int],
+    store: "_Store",
+    frames: list[bytes],
+) -> Iterator[tuple[dict[str, object], float]]:
+    weights = clip_weights(narration.start, narration.end, seeks, segments.min_time, segments.clip_seconds)
+    owned = np.flatnonzero(weights)
+    if not len(owned):
+        return
+    begin = max(0, int(owned[0]) - segments.max_candidates + 1)
+    end = min(len(weights), int(owned[-1]) + segments.max_candidates)
+    example = {
+        "video_id": video.split(".")[0],
+        "start": seeks[0],
+        "seek_first": seeks[0],
+        "seek_last": seeks[1],
+        "height": store.size[0],
+        "width": store.size[1],
+        **store.feature(frames),
+        "caption_first": begin,
+        "caption_total": len(weights),
+        "caption_start": narration.start[begin:end],
+        "caption_end": narration.end[begin:end],
+        "caption_text": list(narration.text[begin:end]),
+    }
+    yield example, float(weights.sum())
+
+
+class _Store:
+    """Encodes a video's frames, each once, and makes a record's feature of a stretch of them."""
+
+    def __init__(self, segments: Segments) -> None:
+        self.segments, self.size = segments, (0, 0)
+        self.encoder = segment.SegmentEncoder(segments.fps, segments.crf) if segments.format == "mp4" else None
+
+    def encode(self, frames: Iterable[np.ndarray]) -> Iterator[bytes]:
+        """One piece for every frame."""
+
+        def measured() -> Iterator[np.ndarray]:
+            for frame in frames:
+                self.size = frame.shape[:2]
+                yield frame
+
+        if self.encoder:
+            yield from self.encoder.packets(measured())
+        else:
+            yield from (images.encode_jpeg(frame, self.segments.quality) for frame in measured())
+
+    def feature(self, pieces: Sequence[bytes]) -> dict[str, object]:
+        """Pieces from a whole second on."""
+        return {"mp4": self.encoder.mp4(pieces)} if self.encoder else {"frames": list(pieces)}

@@ -1,0 +1,163 @@
+"""Prepares MIL-NCE's data: python -m data_prep.milnce COMMAND --output DIR ...
+
+    howto100m   narrated videos and their caption files -> training shards
+    youcook2    validation_youcook.csv and videos -> a retrieval set
+    msrvtt      msrvtt_test.csv and videos -> a retrieval set
+    segments    your own csv (video_path, start, end, text) and videos -> a retrieval set
+    hmdb51      hmdb51.csv and videos -> a classification set
+    vocabulary  caption files -> a word list
+
+`--check DIR` looks through raw or prepared data and writes nothing: `--check DIR --help`.
+Run the same command again after an interruption: finished shards stay.
+"""
+
+import argparse
+import dataclasses
+import functools
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import shards
+from data_prep.milnce.check import check
+from data_prep.milnce.evaluation import (
+    classification_records,
+    hmdb51_items,
+    msrvtt_items,
+    retrieval_records,
+    segment_items,
+    youcook2_items,
+)
+from data_prep.milnce.narrated import Segments, read_captions, training_records
+from data_prep.tables import read_rows
+from vlm_jax.data.records import write_atomically
+from vlm_jax.errors import DataError
+from vlm_jax.systems.milnce.data import FORMATS
+from vlm_jax.systems.milnce.evaluation_data import CLASSIFICATION_FEATURES, RETRIEVAL_FEATURES
+from vlm_jax.text import word_list
+from vlm_jax.video.segment import DEFAULT_CRF
+
+
+def howto100m(arguments: argparse.Namespace) -> None:
+    """Training shards."""
+    segments = Segments(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Segments)})
+    protocol = {"kind": "milnce_training", **dataclasses.asdict(segments)}
+    make = functools.partial(
+        training_records, video_root=arguments.videos, caption_root=arguments.captions, segments=segments
+    )
+    items = video_list(arguments.list)
+    job = shards.Job(arguments.output, "howto100m", "train", FORMATS[segments.format], protocol, items, make)
+    shards.run(job, arguments)
+
+
+def retrieval(arguments: argparse.Namespace) -> None:
+    """A retrieval set, from one of the lists."""
+    items = {"youcook2": youcook2_items, "msrvtt": msrvtt_items, "segments": segment_items}[arguments.command](
+        arguments.csv
+    )
+    protocol = {name: getattr(arguments, name) for name in ("windows", "num_frames", "fps", "size")}
+    make = functools.partial(retrieval_records, video_root=arguments.videos, **protocol)
+    split = {"youcook2": "validation"}.get(arguments.command, "test")
+    protocol = {"kind": "milnce_retrieval", **protocol}
+    job = shards.Job(arguments.output, arguments.command, split, RETRIEVAL_FEATURES, protocol, items, make)
+    shards.run(job, arguments)
+
+
+def classification(arguments: argparse.Namespace) -> None:
+    """A classification set."""
+    items = hmdb51_items(arguments.csv)
+    protocol = {name: getattr(arguments, name) for name in ("windows", "num_frames", "size")}
+    make = functools.partial(classification_records, video_root=arguments.videos, **protocol)
+    classes = sorted({item["label"] for item in items})
+    protocol = {"kind": "milnce_classification", **protocol, "classes": classes}
+    job = shards.Job(arguments.output, arguments.command, "videos", CLASSIFICATION_FEATURES, protocol, items, make)
+    shards.run(job, arguments)
+
+
+def video_list(path: Path) -> list[str]:
+    """The column `video_path` of a csv file."""
+    return [row["video_path"] for row in read_rows(path, ("video_path",))]
+
+
+def vocabulary(arguments: argparse.Namespace) -> None:
+    """A word list of all captions, most frequent words first."""
+    skipped = []
+
+    def sentences() -> Iterator[str]:
+        for video in video_list(arguments.list):
+            try:
+                yield from read_captions(arguments.captions / f"{video.split('.')[0]}.csv").text
+            except DataError as error:
+                skipped.append(str(error))
+
+    words = word_list.build(sentences(), arguments.rows - 1)
+    if not len(words):
+        raise DataError(f"{arguments.captions}: no words in the captions of {arguments.list}")
+    padded = np.concatenate([words, [f"<unused {n}>" for n in range(arguments.rows - 1 - len(words))]])
+    buffer = io.BytesIO()
+    np.save(buffer, padded.astype(np.str_))
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(arguments.output, buffer.getvalue())
+    print(f"{arguments.output}: {len(words)} words, for config.text.rows = {arguments.rows}")
+    if skipped:
+        print(f"  {len(skipped)} caption files skipped, such as {skipped[0]}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command that these words, or else the command line's, name."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word.split("=")[0] == "--check" for word in argv):
+        check(argv)
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("howto100m", help="training shards")
+    shards.add_arguments(train, num_shards=128)
+    train.add_argument("--list", required=True, type=Path, help="csv with the column video_path")
+    train.add_argument("--videos", required=True, type=Path, help="folder that video_path is relative to")
+    train.add_argument("--captions", required=True, type=Path, help="folder with a csv (start, end, text) per video")
+    train.add_argument("--fps", type=int, default=5)
+    train.add_argument("--short_side", type=int, default=256, help="of the stored frames")
+    train.add_argument("--smallest_side", type=int, default=224, help="videos below this are skipped (or enlarged)")
+    train.add_argument("--enlarge", action="store_true", help="enlarge small videos instead")
+    train.add_argument(
+        "--segment_seconds", dest="seconds", type=int, default=16, help="per record; 0 keeps videos whole"
+    )
+    train.add_argument("--clip_seconds", type=float, default=3.2, help="length of the training clip")
+    train.add_argument("--min_time", type=float, default=5.0, help="shorter captions are widened to this")
+    train.add_argument("--max_candidates", type=int, default=8, help="largest K that the records allow")
+    train.add_argument("--min_seconds", type=float, default=3.2, help="videos shorter than this are skipped")
+    train.add_argument("--format", choices=tuple(FORMATS), default="jpeg", help="frames as JPEGs, or as H.264 in mp4")
+    train.add_argument("--quality", type=int, default=90, help="of the JPEG frames")
+    train.add_argument("--crf", type=int, default=DEFAULT_CRF, help="of the mp4 files: less is better and larger")
+    train.add_argument("--epoch", choices=("videos", "segments"), default="videos", help="what an epoch visits once")
+    train.set_defaults(run=howto100m)
+    for name in ("youcook2", "msrvtt", "segments"):
+        evaluation = commands.add_parser(name, help="a retrieval set")
+        shards.add_arguments(evaluation, num_shards=16)
+        evaluation.add_argument("--csv", required=True, type=Path, help="the list of items")
+        evaluation.add_argument("--videos", required=True, type=Path, help="root of the videos")
+        evaluation.add_argument("--windows", type=int, default=10, help="clips per item")
+        evaluation.add_argument("--num_frames", type=int, default=16)
+        evaluation.add_argument("--fps", type=int, default=5)
+        evaluation.add_argument("--size", type=int, default=224)
+        evaluation.set_defaults(run=retrieval)
+    labelled = commands.add_parser("hmdb51", help="a classification set")
+    shards.add_arguments(labelled, num_shards=16)
+    labelled.add_argument("--csv", required=True, type=Path, help="csv: video_id, label, split1, split2, split3")
+    labelled.add_argument("--videos", required=True, type=Path, help="root of the videos, CLASS/VIDEO_ID")
+    labelled.add_argument("--windows", type=int, default=10, help="clips per video")
+    labelled.add_argument("--num_frames", type=int, default=16)
+    labelled.add_argument("--size", type=int, default=224)
+    labelled.set_defaults(run=classification)
+    words = commands.add_parser("vocabulary", help="a word list")
+    words.add_argument("--list", required=True, type=Path, help="csv with the column video_path")
+    words.add_argument("--captions", required=True, type=Path, help="folder with a csv per video")
+    words.add_argument("--output", required=True, type=Path, help="file to write, .npy")
+    words.add_argument("--rows", type=int, default=66250, help="rows of the word table, padding included")
+    words.set_defaults(run=vocabulary)
+    arguments = parser.parse_args(argv)
+    arguments.run(arguments)

@@ -1,0 +1,153 @@
+"""What is said and asked about the synthetic world."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from data_prep.synthetic.world import ACTIONS, COLOURS, FORMS, Character, Event, Scene, events_of, reverse
+
+PHRASES = {
+    "right": ("slides to the right", "moves right", "goes over to the right side"),
+    "left": ("slides to the left", "moves left", "goes over to the left side"),
+    "up": ("slides up", "moves up", "goes higher"),
+    "down": ("slides down", "moves down", "goes lower"),
+    "clockwise": ("turns clockwise", "spins clockwise", "rotates clockwise"),
+    "counterclockwise": ("turns counterclockwise", "spins counterclockwise", "rotates counterclockwise"),
+    "grow": ("grows", "gets bigger", "becomes large"),
+    "shrink": ("shrinks", "gets smaller", "becomes small"),
+    "appear": ("appears", "comes out of nowhere", "shows up"),
+    "vanish": ("vanishes", "fades away", "disappears"),
+    "meet": ("meets", "comes to", "joins"),
+    "leave": ("leaves", "moves away from", "parts from"),
+}
+"""The first is the plain one."""
+
+OPENINGS = ("", "", "", "now ", "and ", "look ", "so ", "here ")
+ASIDES = (
+    "let us wait and see",
+    "that was nice to watch",
+    "i like this part",
+    "what will happen next",
+    "keep looking at the picture",
+    "as i said before",
+)
+COUNTS = ("no", "one", "two", "three")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question about a stretch of video (seconds), its answer, and five options of which the answer is one."""
+
+    start: float
+    end: float
+    question: str
+    answer: str
+    options: tuple[str, ...]
+
+
+def name(character: Character) -> str:
+    """Such as 'the red star'."""
+    return f"the {character.colour} {character.form}"
+
+
+def describe(event: Event, form: int = 0) -> str:
+    """What happens, in one of three wordings."""
+    return _sentence(event.actor, event.action, event.partner, form)
+
+
+def kinds(event: Event) -> tuple[str, str]:
+    """Two descriptions that leave something out: who acts, and what happens but for the direction of time."""
+    both = sorted((describe(event), _sentence(event.actor, reverse(event.action), event.partner, 0)))
+    return name(event.actor), " or ".join(both)
+
+
+def narrate(rng: np.random.Generator, events: Sequence[Event], mistiming: float) -> list[tuple[float, float, str]]:
+    """What a narrator says (start and end in seconds, text), in time order.
+
+    Every event is told, up to `mistiming` seconds too early or too late; some sentences tell nothing.
+    """
+    told = []
+    for event in events:
+        shift = float(rng.uniform(-mistiming, mistiming))
+        opening = OPENINGS[rng.integers(len(OPENINGS))]
+        told.append((event.start + shift, event.end + shift, opening + describe(event, int(rng.integers(3)))))
+        if rng.random() < 0.1:
+            told.append((event.end + shift, event.end + shift + 1.5, ASIDES[rng.integers(len(ASIDES))]))
+    return sorted((round(max(0.0, start), 2), round(max(1.0, end), 2), text) for start, end, text in told)
+
+
+def moments(scenes: Sequence[Scene]) -> list[tuple[float, float, str]]:
+    """Sentences that are true once in a video, and when."""
+    events = events_of(scenes)
+    texts = [describe(event) for event in events]
+    return [(event.start, event.end, text) for event, text in zip(events, texts, strict=True) if texts.count(text) == 1]
+
+
+def questions(rng: np.random.Generator, scenes: Sequence[Scene]) -> Iterator[Question]:
+    """Questions about every scene; a wrong option is always the same action backwards or in another order."""
+    for scene in scenes:
+        made = [_what(rng, scene), _who(rng, scene), _after(rng, scene), _count(scene)]
+        for question, answer, wrong in filter(None, made):
+            wrong = [option for option in dict.fromkeys(wrong) if option != answer][:4]
+            options = [answer, *wrong]
+            order = rng.permutation(len(options))
+            yield Question(scene.start, scene.end, question, answer, tuple(options[number] for number in order))
+
+
+Made = tuple[str, str, Sequence[str]] | None
+
+
+def _what(rng: np.random.Generator, scene: Scene) -> Made:
+    first = {event.actor: event for event in reversed(scene.events)}
+    event = list(first.values())[rng.integers(len(first))]
+    others = [action for action in rng.permutation(ACTIONS) if action not in (event.action, reverse(event.action))]
+    return (
+        f"what does {name(event.actor)} do first",
+        event.action,
+        [reverse(event.action), *others],
+    )
+
+
+def _who(rng: np.random.Generator, scene: Scene) -> Made:
+    """Who does something that nobody else does, where others are there."""
+    for event in scene.events:
+        doing = {other.actor for other in scene.events if other.action == event.action}
+        there = [character for character in scene.poses if character != event.actor]
+        if len(doing) == 1 and there and event.partner is None:
+            others = [Character(colour, form) for colour in rng.permutation(list(COLOURS)) for form in FORMS]
+            return f"who {PHRASES[event.action][0]}", name(event.actor), [name(other) for other in (*there, *others)]
+    return None
+
+
+def _after(rng: np.random.Generator, scene: Scene) -> Made:
+    """What comes right after an event that is there once."""
+    texts = [describe(event) for event in scene.events]
+    pairs = [
+        number
+        for number in range(len(texts) - 1)
+        if texts.count(texts[number]) == 1 and scene.events[number + 1].partner is None
+    ]
+    if not pairs:
+        return None
+    number = pairs[rng.integers(len(pairs))]
+    event = scene.events[number + 1]
+    swapped = [character for character in scene.poses if character != event.actor]
+    wrong = [_sentence(event.actor, reverse(event.action), None, 0)]
+    wrong += [_sentence(other, event.action, None, 0) for other in swapped]
+    wrong += [text for text in texts if text != texts[number]]
+    others = [action for action in rng.permutation(ACTIONS[:10]) if action != event.action]
+    wrong += [_sentence(event.actor, action, None, 0) for action in others]
+    return f"what happens right after {texts[number]}", describe(event), wrong
+
+
+def _count(scene: Scene) -> Made:
+    """How many shapes are there in the end, which needs who came and who went."""
+    shown = sum(pose.opacity > 0 for pose in scene.poses_at(scene.end).values())
+    forms = [f"{count} shapes" for count in COUNTS] + [f"only {form}s" for form in FORMS]
+    return "how many shapes are there in the end", f"{COUNTS[shown]} shapes", forms
+
+
+def _sentence(actor: Character, action: str, partner: Character | None, form: int) -> str:
+    text = f"{name(actor)} {PHRASES[action][form]}"
+    return f"{text} {name(partner)}" if partner else text

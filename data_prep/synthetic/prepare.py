@@ -1,0 +1,192 @@
+"""Makes the synthetic world: python -m data_prep.synthetic --output DIR --train 200 --test 40 [--seconds 60]
+
+Videos in which coloured shapes move, turn, grow, show themselves and keep company, encoded as H.264, and all that
+a system of this library learns from, exact and by the same simulation:
+
+    SPLIT/videos.csv      video_path
+    SPLIT/captions/*.csv  start, end, text: narration that is seconds off, with asides, as speech is
+    SPLIT/queries.csv     video_path, start, end, text: one moment for each thing that happens and whose reverse does
+    SPLIT/ceilings.json   R@1 on these queries of who sees only who acts, or all but the order of frames
+    SPLIT/moments.jsonl   every moment whose sentence is true once in its video (jsonl of `vlm_jax/data/annotations.py`)
+    SPLIT/narration.jsonl the narration in the same form, each sentence with the seconds around which it is said
+    SPLIT/boxes.csv       video_id, second, x1, y1, x2, y2 (in [0, 1]), action_id, character_id, as AVA
+    SPLIT/questions.csv   video_path, start, end, question, answer, option_1 to option_5
+    actions.csv           action_id, name
+
+Train and test share colours, forms and actions, but no composition of the three. The same seed makes the same world.
+"""
+
+import argparse
+import collections
+import csv
+import io
+import json
+import multiprocessing
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.synthetic import drawing, language
+from data_prep.synthetic.world import ACTIONS, SPLITS, Character, Scene, events_of, make_video
+from vlm_jax import annotations
+from vlm_jax.annotations import Query
+from vlm_jax.data.records import write_atomically, write_json
+from vlm_jax.errors import DataError
+from vlm_jax.progress import Progress
+from vlm_jax.video.write import write_video
+
+LABELS = (*ACTIONS, "rest", "come back", "meet a friend", "leave a friend")
+"""Numbered from 1, as AVA's. The last three hang on what happened long before."""
+
+RECENT = 0.2
+"""Seconds around a key frame in which an action counts."""
+
+
+def make(
+    number: int, *, split: str, seed: int, seconds: float, fps: int, size: int, mistiming: float, output: str
+) -> dict[str, list]:
+    """Makes one video with all that is known about it; rows for the split's tables."""
+    rng = np.random.default_rng((seed, SPLITS.index(split), number))
+    scenes = make_video(rng, split, seconds)
+    name = f"{number:05d}"
+    folder = Path(output) / split
+    narration = language.narrate(rng, events_of(scenes), mistiming)
+    write_rows(folder / "captions" / f"{name}.csv", ("start", "end", "text"), narration)
+    path = folder / "videos" / f"{name}.mp4"
+    if not path.exists():
+        write_video(path, drawing.frames(scenes, fps, size), fps, gop=fps)
+    path = f"{name}.mp4"
+    told, lasts = language.moments(scenes), round(scenes[-1].end, 2)
+    questions = language.questions(rng, scenes)
+    return {
+        "events": [(path, *_times(e), language.describe(e)) for e in events_of(scenes)],
+        "kinds": [language.kinds(event) for event in events_of(scenes)],
+        "moments": [annotation(f"{name}_{n}", name, lasts, *moment) for n, moment in enumerate(told)],
+        "narration": [annotation(f"{name}_{n}", name, lasts, *said) for n, said in enumerate(narration)],
+        "boxes": [(name, *row) for row in boxes(scenes)],
+        "questions": [(path, *_times(q), q.question, q.answer, *q.options) for q in questions],
+    }
+
+
+def annotation(qid: str, video: str, duration: float, start: float, end: float, text: str) -> Query:
+    """A sentence about a moment."""
+    return Query(qid, video, text, duration, ((round(start, 2), round(end, 2)),))
+
+
+def boxes(scenes: Sequence[Scene]) -> Iterable[tuple[object, ...]]:
+    """At every whole second: second, box, action and character of everyone who shows; one row a label."""
+    people: dict[Character, int] = {}
+    for second in range(1, int(scenes[-1].end)):
+        scene = next(scene for scene in scenes if scene.start <= second < scene.end)
+        event = scene.event_at(second)
+        for character, pose in scene.poses_at(second).items():
+            if pose.opacity < 0.1:
+                continue
+            acting = event if event and event.actor == character else None
+            labels = [acting.action if acting else "rest"]
+            labels += ["come back"] * (character in scene.returning)
+            if acting and acting.friends:
+                labels.append(f"{acting.action} a friend")
+            edges = [round(edge, 4) for edge in drawing.box(character.form, pose)]
+            number = people.setdefault(character, len(people))
+            yield from ((second, *edges, LABELS.index(label) + 1, number) for label in labels)
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Writes a csv file."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
+
+
+def make_world(arguments: argparse.Namespace) -> None:
+    """Makes both splits; videos that are there stay."""
+    settings = {name: getattr(arguments, name) for name in ("seed", "seconds", "fps", "size", "mistiming")}
+    _check_begun(arguments.output / "world.json", settings)
+    write_rows(arguments.output / "actions.csv", ("action_id", "name"), enumerate(LABELS, start=1))
+    for split in SPLITS:
+        count = getattr(arguments, split)
+        (arguments.output / split / "videos").mkdir(parents=True, exist_ok=True)
+        with (
+            ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool,
+            Progress(f"{split} videos", count) as progress,
+        ):
+            options = settings | {"split": split, "output": str(arguments.output)}
+            made = []
+            for rows in pool.map(_make, [(number, options) for number in range(count)]):
+                made.append(rows)
+                progress.advance()
+        _write_tables(arguments.output / split, made)
+        print(f"{arguments.output / split}: {count} videos, {sum(len(rows['events']) for rows in made)} events")
+
+
+def _write_tables(folder: Path, made: Sequence[Mapping[str, Sequence]]) -> None:
+    moment = ("video_path", "start", "end", "text")
+    tables = {name: [row for rows in made for row in rows[name]] for name in made[0]}
+    # For every sentence the first moment that shows it, if the reverse is shown too: blindness to order costs half.
+    kinds = dict(zip((row[3] for row in tables["events"]), tables["kinds"], strict=True))
+    both = {kind for kind, number in collections.Counter(kind for _, kind in kinds.values()).items() if number == 2}
+    queries = {row[3]: row for row in reversed(tables["events"]) if kinds[row[3]][1] in both}
+    ceilings = {
+        f"R@1 of who sees {what}": len({kinds[text][number] for text in queries}) / max(1, len(queries))
+        for number, what in enumerate(("only who acts", "all but the order"))
+    }
+    write_json(folder / "ceilings.json", {"queries": len(queries), **ceilings})
+    write_rows(folder / "videos.csv", moment[:1], [(f"{number:05d}.mp4",) for number in range(len(made))])
+    write_rows(folder / "queries.csv", moment, sorted(queries.values()))
+    for name in ("moments", "narration"):
+        annotations.write(folder / f"{name}.jsonl", tables[name])
+    place = ("video_id", "second", "x1", "y1", "x2", "y2", "action_id", "character_id")
+    write_rows(folder / "boxes.csv", place, tables["boxes"])
+    options = [f"option_{number}" for number in range(1, 6)]
+    write_rows(folder / "questions.csv", (*moment[:3], "question", "answer", *options), tables["questions"])
+
+
+def _make(task: tuple[int, Mapping]) -> dict:
+    return make(task[0], **task[1])
+
+
+def _times(timed: object) -> tuple[float, float]:
+    return round(timed.start, 2), round(timed.end, 2)
+
+
+def _check_begun(path: Path, settings: Mapping[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        write_json(path, settings)
+    found = json.loads(path.read_text())
+    for key, value in settings.items():
+        if found.get(key) != value:
+            raise DataError(f"{path}: begun with {key} = {found.get(key)!r}, now it is {value!r}; use another --output")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, type=Path, help="folder of the world")
+    parser.add_argument("--train", type=int, default=200, help="videos (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=40, help="videos (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="of each video (default: %(default)s)")
+    parser.add_argument("--fps", type=int, default=10)
+    parser.add_argument("--size", type=int, default=64, help="height and width, even (default: %(default)s)")
+    parser.add_argument("--mistiming", type=float, default=2.5, help="how far off narration is, seconds at most")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=1)
+    arguments = parser.parse_args(argv)
+    for name, least in {
+        "train": 1,
+        "test": 1,
+        "seconds": 1,
+        "fps": 5,
+        "size": 32,
+        "workers": 1,
+        "mistiming": 0,
+    }.items():
+        if getattr(arguments, name) < least:
+            raise DataError(f"--{name}: expected at least {least}, found {getattr(arguments, name)}")
+    if arguments.size % 2:
+        raise DataError(f"--size: expected an even number, found {arguments.size}")
+    make_world(arguments)

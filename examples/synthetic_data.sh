@@ -1,0 +1,55 @@
+# Sourced where the synthetic world is needed; sets of it for the systems. Expects $python.
+
+# prepare_synthetic DIR TRAIN TEST: so many videos, the word list, and shards for MIL-NCE.
+prepare_synthetic() {
+    local data=$1 world=$1/world
+    $python -m data_prep.synthetic --output "$world" --train "$2" --test "$3" --workers 2
+    $python -m data_prep.milnce vocabulary --list "$world/train/videos.csv" --captions "$world/train/captions" \
+        --output "$data/vocabulary.npy" --rows 128
+    $python -m data_prep.milnce howto100m --list "$world/train/videos.csv" --videos "$world/train/videos" \
+        --captions "$world/train/captions" --output "$data/train" --num_shards 8 --workers 2 --short_side 64 \
+        --smallest_side 64 --segment_seconds 3 --epoch segments --clip_seconds 1.6 --min_time 2 --min_seconds 1.6
+    $python -m data_prep.milnce segments --csv "$world/test/queries.csv" --videos "$world/test/videos" \
+        --output "$data/test" --num_shards 2 --workers 2 --windows 2 --num_frames 8 --fps 5 --size 64
+}
+
+# prepare_features DIR CHECKPOINT: of all videos by the S3D of a checkpoint, as clips for GroundNLQ and windows for CTRL.
+prepare_features() {
+    local data=$1 split
+    for split in train test; do
+        $python launch/extract_features.py --checkpoint "$2" --videos "$data/world/$split/videos" \
+            --output "$data/features/$split" --stride 2 --batch_size 64
+        keep_options "$data/groundnlq" "$split" -m data_prep.groundnlq features --features "$data/features/$split" \
+            --output "$data/groundnlq/${split}_clips" --num_shards 4
+        keep_options "$data/ctrl" "$split" -m data_prep.ctrl windows --features "$data/features/$split" --fps 10 \
+            --lengths 16 24 32 --output "$data/ctrl/${split}_windows" --num_shards 4
+    done
+}
+
+# prepare_sentences DIR CHECKPOINT SET SPLIT JSONL: with words and vectors by the checkpoint's text tower.
+prepare_sentences() {
+    local data=$1 set=$3 split=$4 text=$1/text/$3_$4
+    mkdir -p "$data/text"
+    $python launch/extract_text_features.py --checkpoint "$2" --queries "$5" --layer words --output "$text.words.npz"
+    $python launch/extract_text_features.py --checkpoint "$2" --queries "$5" --output "$text.npz"
+    keep_options "$data/groundnlq" "$set" -m data_prep.groundnlq queries --format jsonl --annotations "$5" \
+        --text "$text.words.npz" --dim 64 --split "$split" --output "$data/groundnlq/$set" --num_shards 2
+    keep_options "$data/ctrl" "$set" -m data_prep.ctrl queries --format jsonl --sentences "$5" --vectors "$text.npz" \
+        --fps 10 --split "$split" --output "$data/ctrl/$set" --num_shards 2
+}
+
+# make_query_blind FOLDER: query_blind.jsonl, the moments of a split, whose sentences all read the same.
+make_query_blind() {
+    sed -E 's/"query": "[^"]*"/"query": "what will happen next"/' "$1/moments.jsonl" > "$1/query_blind.jsonl"
+}
+
+# keep_options FOLDER NAME COMMAND...: runs a preparation and keeps what a config has to say of its data.
+keep_options() {
+    local folder=$1 name=$2
+    shift 2
+    mkdir -p "$folder"
+    $python "$@" | tee "$folder/$name.log"
+}
+
+# options_of FOLDER: what was kept.
+options_of() { cat "$1"/*.log | grep -o -- '--config\.[^ ]*' | sort -u; }

@@ -1,0 +1,124 @@
+"""From embeddings to moments: whole matrices of scores, and the segments that are left of each row."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vlm_jax.ops import nms
+from vlm_jax.systems.ctrl.metrics import SUPPRESSION_MARGIN, Answers
+from vlm_jax.systems.ctrl.model import Ctrl
+from vlm_jax.types import Variables
+
+LEAST_WINDOWS = 64
+"""Sets of windows are filled up to this many, or twice, four times as many, so that few sizes are compiled."""
+SENTENCES = 8
+"""Sets of sentences are filled up to a multiple of this many."""
+
+Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Embeddings of windows `[M, D]` and sentences `[N, D]` -> `[N, M, 3]`."""
+
+
+def make_comparison(model: Ctrl, variables: Variables, *, sentences: int = 16, windows: int = 256) -> Compare:
+    """A function that compares any number of sentences and windows, compiled once.
+
+    Args:
+      model: Of the variables.
+      variables: Only those of the comparison are used.
+      sentences: Compared at the same time.
+      windows: The same; memory grows with their product.
+    """
+    params = jax.device_get({name: variables["params"][name] for name in ("hidden", "output")})
+    params = jax.tree.map(jnp.asarray, params)  # once on one device, wherever they came from
+    compare = jax.jit(
+        lambda params, clips, sentences: model.apply({"params": params}, clips, sentences, method="compare")
+    )
+
+    def run(clips: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        out = np.empty((len(texts), len(clips), 3), np.float32)
+        made = []
+        for row in range(0, len(texts), sentences):
+            for column in range(0, len(clips), windows):
+                part = clips[column : column + windows], texts[row : row + sentences]
+                filled = _filled(part[0], windows), _filled(part[1], sentences)
+                made.append((row, column, compare(params, *filled)))
+        for row, column, values in made:
+            place = out[row : row + sentences, column : column + windows]
+            place[:] = np.asarray(values)[: place.shape[0], : place.shape[1]]
+        return out
+
+    return run
+
+
+def pick(segments: np.ndarray, scores: np.ndarray, limit: float, max_picks: int) -> np.ndarray:
+    """The best segments of every row that overlap no better one by more than `limit`, in float64.
+
+    Of equal scores the later segment is the better one. Overlap is over the union; segments that end before they begin
+    stay, and of several without length (0 / 0) only one does (PaddlePaddle/models release/1.8, `tall_metrics.py`).
+
+    Args:
+      segments: `[S, W, 2]`.
+      scores: `[S, W]`.
+      limit: Of the overlap.
+      max_picks: K.
+
+    Returns:
+      int32 `[S, K]` into the W, -1 where there are no more.
+    """
+    rows, count = scores.shape
+    width = LEAST_WINDOWS
+    while width < count:
+        width *= 2
+    height = -(-max(rows, 1) // SENTENCES) * SENTENCES
+    with jax.enable_x64(True):
+        padded = np.zeros((height, width, 2)), np.zeros((height, width)), np.zeros((height, width), bool)
+        padded[0][:rows, :count], padded[1][:rows, :count], padded[2][:rows, :count] = segments, scores, True
+        return np.asarray(_pick(*padded, np.float64(limit), max_picks))[:rows]
+
+
+def answer(
+    video: str,
+    windows: np.ndarray,
+    truth: np.ndarray,
+    outputs: np.ndarray,
+    thresholds: Sequence[float],
+    max_picks: int,
+) -> Answers:
+    """The best segments for the sentences of one video.
+
+    Args:
+      video: Its name.
+      windows: `[W, 2]`, frames.
+      truth: `[S, 2]`, frames.
+      outputs: `[S, W, 3]`, as the model gives them.
+      thresholds: Of a right answer; suppression is done anew for each.
+      max_picks: K.
+
+    Raises:
+      ValueError: for a score or an offset that is not finite.
+    """
+    if not np.isfinite(outputs).all():
+        raise ValueError(f"evaluation: {video}: a score or an offset is not a finite number")
+    segments = np.asarray(windows, np.float64) + outputs[..., 1:].astype(np.float64)
+    scored = np.concatenate([segments, outputs[..., :1].astype(np.float64)], -1)
+    padded = np.concatenate([scored, np.full((len(scored), 1, 3), np.nan)], 1)  # what -1 picks
+    best = {}
+    for threshold in thresholds:
+        picks = pick(segments, outputs[..., 0], threshold - SUPPRESSION_MARGIN, max_picks)
+        best[threshold] = np.take_along_axis(padded, picks[..., None], 1)
+    return Answers(video, np.asarray(truth, np.float64).reshape(-1, 2), len(windows), best)
+
+
+@functools.partial(jax.jit, static_argnames="max_picks")
+def _pick(segments: jax.Array, scores: jax.Array, mask: jax.Array, limit: jax.Array, max_picks: int) -> jax.Array:
+    def row(segments: jax.Array, scores: jax.Array, mask: jax.Array) -> jax.Array:
+        kept = nms.greedy(segments, scores, mask, lambda overlap: overlap <= limit, max_picks, last_of_equals=True)
+        return kept.index
+
+    return jax.vmap(row)(segments, scores, mask)
+
+
+def _filled(rows: np.ndarray, count: int) -> jax.Array:
+    return jnp.asarray(np.pad(rows, ((0, count - len(rows)), (0, 0))))

@@ -1,0 +1,151 @@
+"""Names of GroundNLQ checkpoints (houzhijian/GroundNLQ)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.interop.released import Released
+from vlm_jax.interop.rules import (
+    CONV1D,
+    POINTWISE,
+    VECTOR,
+    WINDOW_BIAS,
+    ConversionError,
+    Rule,
+    Transform,
+    convert,
+    invert,
+    strip_prefix,
+)
+
+RELEASED = {
+    "groundnlq": Released("groundnlq.pth.tar", "houzhijian/GroundNLQ"),
+    "groundnlq_star": Released("groundnlq_star.pth.tar", "houzhijian/GroundNLQ"),
+}
+"""Published checkpoints by name. Their addresses and file names are not known here."""
+HOLDS_AVERAGE = True
+"""Checkpoint files hold a running average of the parameters, too."""
+
+FIRST = "backbone.vid_embd.0.conv.weight"
+HEAD = "head"
+"""What fine-tuning starts afresh: every name that contains this (`train_ft.py`)."""
+
+
+def _layer(theirs: str, ours: str, transform: Transform) -> tuple[Rule, Rule]:
+    """The kernel of a convolution or projection, and its bias."""
+    return Rule(f"{theirs}.weight", f"params/{ours}/kernel", transform), Rule(f"{theirs}.bias", f"params/{ours}/bias")
+
+
+def _norm(theirs: str, ours: str) -> tuple[Rule, Rule]:
+    return (
+        Rule(f"{theirs}.weight", f"params/{ours}/scale", VECTOR),
+        Rule(f"{theirs}.bias", f"params/{ours}/bias", VECTOR),
+    )
+
+
+def _embedding(theirs: str, ours: str) -> tuple[Rule, ...]:
+    # Norms first: `{ours}_{n}` would take their names too.
+    return (
+        *_norm(f"backbone.{theirs}_norm.{{n}}", f"{ours}_norm_{{n}}"),
+        *_layer(f"backbone.{theirs}.{{n}}.conv", f"{ours}_{{n}}", CONV1D),
+    )
+
+
+def _blocks(theirs: str, ours: str) -> tuple[Rule, ...]:
+    theirs, ours = f"backbone.{theirs}.{{n}}", f"{ours}_{{n}}"
+    attentions = (("attn", "attention"), ("cross_attn", "cross_attention"))
+    return (
+        *_norm(f"{theirs}.ln{{k}}", f"{ours}/norm{{k}}"),
+        *_layer(f"{theirs}.attn.{{part}}_conv.conv", f"{ours}/attention/{{part}}_conv", CONV1D),
+        *_norm(f"{theirs}.attn.{{part}}_norm", f"{ours}/attention/{{part}}_norm"),
+        Rule(f"{theirs}.attn.rel_pe", f"params/{ours}/attention/relative_bias", WINDOW_BIAS),
+        *(
+            rule
+            for attention, name in attentions
+            for rule in (
+                *_layer(f"{theirs}.{attention}.proj", f"{ours}/{name}/project", POINTWISE),
+                *_layer(f"{theirs}.{attention}.{{part}}", f"{ours}/{name}/{{part}}", POINTWISE),
+            )
+        ),
+        *_layer(f"{theirs}.mlp.0", f"{ours}/mlp_in", POINTWISE),
+        *_layer(f"{theirs}.mlp.3", f"{ours}/mlp_out", POINTWISE),
+        Rule(f"{theirs}.drop_path_attn.scale", f"params/{ours}/drop_attention/scale", VECTOR),
+        Rule(f"{theirs}.drop_path_mlp.scale", f"params/{ours}/drop_mlp/scale", VECTOR),
+    )
+
+
+def _head(theirs: str, last: str, ours: str) -> tuple[Rule, ...]:
+    return (
+        *_layer(f"{theirs}.head.{{n}}.conv", f"{ours}/conv{{n}}", CONV1D),
+        *_norm(f"{theirs}.norm.{{n}}", f"{ours}/norm{{n}}"),
+        *_layer(f"{theirs}.{last}.conv", f"{ours}/output", CONV1D),
+    )
+
+
+RULES = (
+    *_embedding("vid_embd", "video_embedding"),
+    *_embedding("txt_embd", "text_embedding"),
+    *_blocks("txt_stem", "text_stem"),
+    *_blocks("vid_stem", "video_stem"),
+    *_blocks("branch", "pyramid"),
+    *_norm("neck.fpn_norms.{n}", "neck_norm_{n}"),
+    *_head("cls_head", "cls_head", "class_head"),
+    *_head("reg_head", "offset_head", "offset_head"),
+    Rule("reg_head.scale.{n}.scale", "params/level_scale_{n}"),
+)
+
+
+def state_dict(source: Any, *, average: bool = False) -> dict[str, np.ndarray]:
+    """The state dict of a loaded `epoch_NNN.pth.tar`, or of a bare one, without the prefix `module.`.
+
+    Args:
+      source: What the file holds.
+      average: The running average of the parameters instead of the parameters.
+
+    Raises:
+      ConversionError: where the file holds something else.
+    """
+    key = "state_dict_ema" if average else "state_dict"
+    content = source.get(key, None if average else source) if isinstance(source, Mapping) else None
+    if not isinstance(content, Mapping):
+        raise ConversionError(f"not a GroundNLQ checkpoint: it has no {key!r}")
+    content = strip_prefix(content, "module.")
+    if FIRST not in content:
+        raise ConversionError(
+            f"not a GroundNLQ checkpoint: it has no {FIRST!r} (its first name is {next(iter(content), None)!r})"
+        )
+    return content
+
+
+def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """The config keys that a state dict decides, by section: sizes, blocks, and whether it is GroundNLQ*."""
+
+    def count(prefix: str) -> int:
+        return len({name.removeprefix(prefix).split(".")[0] for name in source if name.startswith(prefix)})
+
+    crossed = {name.split(".")[2] for name in source if name.startswith("backbone.branch.") and ".cross_attn." in name}
+    branches = count("backbone.branch.")
+    options = {
+        "dim": source[FIRST].shape[0],
+        "head_dim": source["cls_head.cls_head.conv.weight"].shape[1],
+        "embedding_layers": count("backbone.vid_embd."),
+        "text_blocks": count("backbone.txt_stem."),
+        "stem_blocks": count("backbone.vid_stem."),
+        "cross_blocks": len(crossed),
+        "plain_blocks": branches - len(crossed),
+        "classes": source["cls_head.cls_head.conv.weight"].shape[0],
+        "video_dim": source[FIRST].shape[1],
+        "text_dim": source["backbone.txt_embd.0.conv.weight"].shape[1],
+    }
+    return {"model": options}
+
+
+def to_variables(source: Mapping[str, np.ndarray], expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Our variables from a state dict; raises ConversionError for names or shapes that do not fit `expected`."""
+    return convert(source, RULES, expected)
+
+
+def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A state dict under the reference's names from our variables."""
+    return invert(variables, RULES)

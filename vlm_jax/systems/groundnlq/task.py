@@ -1,0 +1,270 @@
+"""GroundNLQ: the moment of a long video that answers a question (Hou et al. 2023)."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vlm_jax.data.synthetic import SyntheticPipeline
+from vlm_jax.errors import ConfigError
+from vlm_jax.metrics.moments import moment_metrics
+from vlm_jax.systems.groundnlq import predict as answers
+from vlm_jax.systems.groundnlq.decoding import Decoding, decode
+from vlm_jax.systems.groundnlq.loss import grounding_loss
+from vlm_jax.systems.groundnlq.model import GroundNLQ
+from vlm_jax.task import Aux, Evaluator, Task
+from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, Variables
+
+NORMALISER = "loss"
+"""Collection of the running counts of positives, one a group; they belong to a run, not to the model."""
+INPUTS = ("video", "video_mask", "text", "text_mask", "extent")
+
+Stores = Callable[[str], Any]
+"""Directory -> the features of its clips (`data.features.FeatureStore`), one store for all who ask."""
+
+
+def make_task(config: ConfigDict) -> Task:
+    """Builds the task.
+
+    Raises:
+      ConfigError: for a model, buckets or a decoding that cannot be.
+    """
+    model, weights, options = make_model(config), config.loss, answers.make_decoding(config)
+    specs = batch_specs(config)
+    stores = functools.cache(functools.partial(open_store, config))
+
+    def init(key: jax.Array, batch: Batch) -> Variables:
+        variables = model.init(key, *(batch[name] for name in INPUTS))
+        counts = jnp.full(config.batch_groups, weights.first_normaliser, jnp.float32)
+        return {**variables, NORMALISER: {"normaliser": counts}}
+
+    def loss_fn(params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
+        inputs = (batch[name] for name in INPUTS)
+        levels = model.apply({"params": params}, *inputs, train=True, rngs={"drop_path": key})
+        loss, metrics, counts = grounding_loss(
+            *levels,
+            batch["class_targets"],
+            batch["offset_targets"],
+            model_state[NORMALISER]["normaliser"],
+            label_smoothing=weights.label_smoothing,
+            loss_weight=weights.offset_weight,
+        )
+        return loss, Aux(metrics, {**model_state, NORMALISER: {"normaliser": counts}})
+
+    def train_data(shard: DataShard) -> Pipeline:
+        if config.data.synthetic:
+            return SyntheticPipeline(specs[next(iter(specs))], shard)
+        from vlm_jax.systems.groundnlq import data
+
+        rules = make_rules(config)
+        queries = data.load_queries(config.data.queries, config.data.split, rules, config.data.text_source)
+        return data.TrainPipeline(queries, stores(config.data.features), rules, shard)
+
+    return Task(
+        name="groundnlq",
+        batch_specs=specs,
+        init=init,
+        loss_fn=loss_fn,
+        train_data=train_data,
+        evaluators={name: _moments(config, name, model, options, stores) for name in config.moments},
+        encoders={
+            "levels": functools.partial(read_levels, model),
+            "moments": functools.partial(find_moments, model, options),
+        },
+        predict=functools.partial(answers.predict, config, functools.partial(find_moments, model), stores, make_rules),
+        run_state=(NORMALISER,),
+    )
+
+
+def make_model(config: ConfigDict) -> GroundNLQ:
+    """The model.
+
+    Raises:
+      ConfigError: where lengths, levels and widths do not fit one another.
+    """
+    model = config.model
+    blocks = model.cross_blocks + model.plain_blocks
+    if len(model.windows) not in (1, blocks + 1):
+        raise ConfigError(
+            f"config.model.windows: {len(model.windows)} windows, expected 1, or {blocks + 1} for the stem and "
+            f"{blocks} blocks of the pyramid"
+        )
+    if model.dim % model.heads:
+        raise ConfigError(f"config.model.heads: {model.heads} heads do not divide config.model.dim = {model.dim}")
+    return GroundNLQ(
+        dim=model.dim,
+        head_dim=model.head_dim,
+        heads=model.heads,
+        embedding_layers=model.embedding_layers,
+        text_blocks=model.text_blocks,
+        stem_blocks=model.stem_blocks,
+        cross_blocks=model.cross_blocks,
+        plain_blocks=model.plain_blocks,
+        windows=tuple(model.windows),
+        max_length=model.max_length,
+        position_table=model.position_table,
+        relative_bias=model.relative_bias,
+        classes=model.classes,
+        prior=model.prior,
+        drop_path=model.drop_path,
+        dtype=jnp.dtype(model.dtype),
+    )
+
+
+def make_rules(config: ConfigDict, *, train: bool = True) -> Any:
+    """How batches are made (`data.groundnlq.Rules`)."""
+    from vlm_jax.systems.groundnlq import data
+
+    return data.Rules(
+        video_dim=config.model.video_dim,
+        text_dim=config.model.text_dim,
+        max_tokens=config.text.max_tokens,
+        max_length=config.model.max_length,
+        buckets=tuple(config.data.buckets),
+        ranges=tuple(tuple(pair) for pair in config.model.ranges),
+        radius=config.loss.radius,
+        feature_stride=config.data.feature_stride,
+        fps=config.data.fps,
+        groups=config.batch_groups,
+        jitter=config.data.jitter and train,
+        reference_batch=config.evaluate.reference_batch,
+    )
+
+
+def open_store(config: ConfigDict, directory: str) -> Any:
+    """The clips of a folder, checked against the config (`data.features.FeatureStore`)."""
+    from vlm_jax.data.feature_store import FeatureStore
+
+    wanted = {
+        "feature_dim": config.model.video_dim,
+        "feature_stride": config.data.feature_stride,
+        "fps": config.data.fps,
+        "video_source": config.data.video_source,
+    }
+    return FeatureStore(directory, wanted, config.data.dtype)
+
+
+def batch_specs(config: ConfigDict) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
+    """Shapes of the global training batch, one entry a length bucket.
+
+    Raises:
+      ConfigError: for buckets that the pyramid cannot halve, or that leave out the longest clip.
+    """
+    model, levels = config.model, len(config.model.ranges)
+    if levels != 1 + model.cross_blocks + model.plain_blocks:
+        raise ConfigError(
+            f"config.model.ranges: {levels} ranges, expected one for each of "
+            f"{1 + model.cross_blocks + model.plain_blocks} levels"
+        )
+    buckets, stride = sorted(config.data.buckets), 2 ** (levels - 1)
+    if not buckets or buckets[-1] != model.max_length:
+        raise ConfigError(
+            f"config.data.buckets: {list(buckets)}, expected the last one to be config.model.max_length = "
+            f"{model.max_length}"
+        )
+    for bucket in buckets:
+        if bucket % stride or bucket < stride:
+            raise ConfigError(f"config.data.buckets: {bucket} is no multiple of the last level's stride {stride}")
+    return {str(bucket): _specs(config, bucket) for bucket in buckets}
+
+
+def _specs(config: ConfigDict, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    model, batch, words = config.model, config.batch_size, config.text.max_tokens
+    points = sum(length >> level for level in range(len(model.ranges)))
+    shapes = {
+        "video": ((length, model.video_dim), jnp.dtype(config.data.dtype)),
+        "video_mask": ((length,), np.bool_),
+        "text": ((words, model.text_dim), np.float32),
+        "text_mask": ((words,), np.bool_),
+        "extent": ((words,), np.bool_),
+        "class_targets": ((points, model.classes), np.float32),
+        "offset_targets": ((points, 2), np.float32),
+    }
+    return {name: jax.ShapeDtypeStruct((batch, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+
+def read_levels(model: GroundNLQ, variables: Variables, batch: Batch) -> Outputs:
+    """What the heads say: `logits_0` `[B, T, N]`, `offsets_0` `[B, T, 2]`, `mask_0` `[B, T]`, and so on by level."""
+    levels = model.apply({"params": variables["params"]}, *(batch[name] for name in INPUTS))
+    named = {}
+    for number, (logits, offsets, mask) in enumerate(zip(*levels, strict=True)):
+        named |= {f"logits_{number}": logits, f"offsets_{number}": offsets, f"mask_{number}": mask}
+    return named
+
+
+def find_moments(model: GroundNLQ, options: Decoding, variables: Variables, batch: Batch) -> Outputs:
+    """The best moments of every example: `segments` `[B, K, 2]` in seconds, `scores` `[B, K]`, `there` `[B, K]`.
+
+    They end with the clip where the batch has its `duration` `[B]`, seconds.
+    """
+    duration = batch.get("duration", jnp.full(len(batch["video"]), jnp.inf))
+    levels = model.apply({"params": variables["params"]}, *(batch[name] for name in INPUTS))
+    wide = (level.astype(jnp.result_type(level, jnp.float32)) for part in levels[:2] for level in part)
+    heads, count = list(wide), len(levels.masks)
+    found = decode(heads[:count], heads[count:], levels.masks, duration, options)
+    return {"segments": found.segments, "scores": found.scores, "there": found.mask}
+
+
+def _moments(config: ConfigDict, name: str, model: GroundNLQ, options: Decoding, stores: Stores) -> Evaluator:
+    """All questions of a split, each answered in its own clip."""
+    wanted = config.moments[name]
+
+    # Read once, when it is first needed.
+    @functools.cache
+    def queries() -> list[Any]:
+        from vlm_jax.systems.groundnlq import data
+
+        return data.load_queries(wanted.queries, wanted.split, make_rules(config, train=False), config.data.text_source)
+
+    def data(shard: DataShard) -> Pipeline:
+        from vlm_jax.systems.groundnlq import data
+
+        return data.EvaluationPipeline(queries(), stores(wanted.features), make_rules(config, train=False), shard)
+
+    def score(variables: Variables, outputs: Outputs) -> Outputs:
+        del variables
+        return {"answers": answers.by_query(config, queries(), stores(wanted.features), outputs)}
+
+    def summarize(outputs: Outputs) -> dict[str, float]:
+        truths = [query.spans for query in queries()]
+        metrics = {"queries": float(len(truths))}
+        if truths and all(len(truth) for truth in truths):
+            metrics |= moment_metrics(outputs["answers"], truths, tuple(wanted.thresholds), tuple(wanted.ks))
+        return metrics
+
+    def write(outputs: Outputs, folder: Path) -> None:
+        lines = [
+            answers.query_line(query, found) | {"truth": query.spans.tolist()}
+            for query, found in zip(queries(), outputs["answers"], strict=True)
+        ]
+        (folder / f"{name}_queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        submission = answers.submission(queries(), outputs["answers"])
+        if submission:
+            (folder / f"{name}_submission.json").write_text(json.dumps(submission))
+
+    return Evaluator(
+        data=data,
+        predict_fn=functools.partial(find_moments, model, options),
+        score_fn=score,
+        summarize=summarize,
+        write=write,
+        protocol={
+            "task": "moments by questions, each in its own clip",
+            "features": wanted.features,
+            "data": wanted.queries,
+            "split": wanted.split,
+            "thresholds": list(wanted.thresholds),
+            "hit": "one of the first K overlaps by more than the threshold, intersection over hull",
+            "suppression": f"{options.suppression}, {options.max_moments} moments",
+            "shift_seconds": options.shift / options.fps,
+            "text_padding": f"to the longest of {config.evaluate.reference_batch} consecutive questions",
+            "longer_clips": f"windows of {config.model.max_length} positions that overlap by half",
+            "average": "over all questions; one without any moment is given its whole clip",
+        },
+    )

@@ -1,0 +1,64 @@
+"""The keys of a MIL-NCE config, with the published sizes and recipe (300 epochs, global batch 1024, 16 processes)."""
+
+from ml_collections import ConfigDict
+
+from vlm_jax.config import base_config
+
+
+def default_config() -> ConfigDict:
+    """Return the published configuration, not locked."""
+    config = base_config()
+    config.task = "milnce"
+    config.batch_size = 1024
+    config.batch_groups = 16
+    config.epochs = 300
+    config.data.directory = "data/howto100m"
+    # Streams that supply consecutive parts of every batch, and groups of records that are permuted together.
+    config.data.streams, config.data.block = 16, 1024
+    # Examples decoded at the same time; 0 leaves it to tf.data.
+    config.data.workers = 0
+    config.clips = ConfigDict(
+        {
+            "num_frames": 16,
+            "fps": 5,
+            "size": 224,
+            "min_time": 5.0,
+            "num_candidates": 4,
+            "crop_only": True,
+            "center_crop": False,
+            "random_flip": True,
+        }
+    )
+    config.text = ConfigDict(
+        {
+            "vocabulary": "data/dict.npy",
+            "word2vec": "data/word2vec.pth",
+            "rows": 66250,
+            "word_dim": 300,
+            "max_words": 20,
+            "max_words_retrieval": 30,
+            # Of sentences given to a predictor; the released model's own are True and 16.
+            "lower_case": False,
+            "max_words_raw": 30,
+        }
+    )
+    config.model = ConfigDict(
+        {
+            "embedding_dim": 512,
+            "text_hidden_dim": 2048,
+            "blocks": ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c"),
+            "width": 1.0,
+            "space_to_depth": False,
+            "weight_init": "uniform",
+            "dtype": "float32",
+        }
+    )
+    config.loss = ConfigDict({"divide_gradient_by_groups": True})
+    config.schedule.name = "cosine"
+    config.schedule.learning_rate = 1e-3
+    config.schedule.warmup_steps = 10000
+    config.checkpoint.every_epochs = 1
+    config.checkpoint.keep = 10
+    # Evaluators by name: retrieval sets, and sets for a linear classifier on mixed_5c.
+    config.retrieval, config.linear = ConfigDict({}), ConfigDict({})
+    return config

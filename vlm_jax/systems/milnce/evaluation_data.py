@@ -1,0 +1,184 @@
+"""MIL-NCE's evaluation records and what the model reads from them."""
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from vlm_jax.data import images
+from vlm_jax.data.pipeline import EvaluationPipeline, Split
+from vlm_jax.data.records import check_protocol
+from vlm_jax.errors import DataError
+from vlm_jax.systems.milnce.data import SECOND, SECONDS
+from vlm_jax.text import word_list
+from vlm_jax.types import DataShard
+
+RETRIEVAL_FEATURES = tfds.features.FeaturesDict(
+    {
+        "video_id": tfds.features.Text(),
+        "text": tfds.features.Text(),
+        "start": SECOND,
+        "end": SECOND,
+        "clip_starts": SECONDS,
+        "frames": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="png")),
+    }
+)
+"""An item of a retrieval set: the frames of its W clips of T frames, one clip after the other."""
+
+CLASSIFICATION_FEATURES = tfds.features.FeaturesDict(
+    {
+        "video_path": tfds.features.Text(),
+        "label": tfds.features.Text(),
+        "splits": tfds.features.Sequence(np.int32),
+        "windows": tfds.features.Sequence(np.int32),
+        "frames": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="png")),
+    }
+)
+"""A video of a classification set: its code in each split (1 train, 2 test, 0 unused), the frames that any of its W
+windows shows, each once, and which of them make the windows, one after the other, -1 for black."""
+
+
+def retrieval_pipeline(
+    directory: str,
+    split_name: str,
+    windows: int,
+    num_frames: int,
+    fps: int,
+    size: int,
+    max_words: int,
+    vocabulary: Mapping[str, int],
+    shard: DataShard,
+    frame_order: str = "filmed",
+) -> EvaluationPipeline:
+    """Batches of `video` uint8 `[B, W, T, S, S, 3]`, `text` int32 `[B, L]`, and what names an item.
+
+    `frame_order` is filmed, shuffled or reversed.
+
+    Raises:
+      DataError: where the records were prepared for another protocol.
+    """
+    split = Split(directory, split_name)
+    wanted = {"kind": "milnce_retrieval", "windows": windows, "num_frames": num_frames, "fps": fps, "size": size}
+    check_protocol(directory, split.protocol, wanted)
+
+    def encode(text: bytes) -> np.ndarray:
+        return word_list.encode(text.decode(), vocabulary, max_words)
+
+    def decode(serialised: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        del seed
+        record = RETRIEVAL_FEATURES.deserialize_example(serialised, decoders={"frames": tfds.decode.SkipDecoding()})
+        video = tf.reshape(images.decode_pngs(record["frames"]), [windows, num_frames, size, size, 3])
+        order = tf.numpy_function(
+            lambda item, text: frame_numbers(frame_order, windows, num_frames, item + text),
+            [record["video_id"], record["text"]],
+            tf.int64,
+        )
+        ids = tf.numpy_function(encode, [record["text"]], tf.int32)
+        return {
+            "video": tf.gather(video, tf.ensure_shape(order, [windows, num_frames]), axis=1, batch_dims=1),
+            "text": tf.ensure_shape(ids, [max_words]),
+        }
+
+    return EvaluationPipeline(split, shard, decode)
+
+
+def frame_numbers(order: str, windows: int, num_frames: int, item: bytes) -> np.ndarray:
+    """In which order the frames of an item's windows are shown: int64 `[W, T]`, by the item's name if at random."""
+    numbers = np.tile(np.arange(num_frames), (windows, 1))
+    if order == "shuffled":
+        return np.random.default_rng(zlib.crc32(item)).permuted(numbers, axis=1)
+    return numbers[:, ::-1] if order == "reversed" else numbers
+
+
+def retrieval_items(directory: str, split_name: str) -> list[dict[str, object]]:
+    """What each item of a retrieval set is, in order: `video_id`, `text`, `start`, `end`, `clip_starts`.
+
+    The frames, nearly all of a set's bytes, are stepped over.
+    """
+    split = Split(directory, split_name)
+    features = tfds.features.FeaturesDict(
+        {key: RETRIEVAL_FEATURES[key] for key in RETRIEVAL_FEATURES if key != "frames"}
+    )
+    items = []
+    for number, path in enumerate(split.paths):
+        with open(path, "rb") as file:
+            for offset in split.index(number)["offset"]:
+                record = features.deserialize_example_np(_without(file, path, int(offset), b"frames"))
+                items.append(
+                    {
+                        "video_id": record["video_id"].decode(),
+                        "text": record["text"].decode(),
+                        "start": float(record["start"]),
+                        "end": float(record["end"]),
+                        "clip_starts": record["clip_starts"].tolist(),
+                    }
+                )
+    return items
+
+
+def _without(file: BinaryIO, path: Path, offset: int, name: bytes) -> bytes:
+    """A serialised example without one of its features, whose bytes are not read.
+
+    A TFRecord frames an example with 12 bytes before it; an example is one field, its features, and each of those is
+    one field of a map whose key comes first: tag, length, content (protocol buffers' wire format).
+
+    Raises:
+      DataError: where there is no such example.
+    """
+
+    def enter() -> int:
+        """Steps into the field that begins here; returns where it ends."""
+        tag, length, shift = file.read(1), 0, 0
+        while tag == b"\n":
+            (byte,) = file.read(1) or b"\0"
+            length |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return file.tell() + length
+        raise DataError(f"{path}: no undamaged record at byte {offset}; delete the shard and run the preparation again")
+
+    file.seek(offset + 12)
+    end, kept = enter(), tf.train.Example()
+    while file.tell() < end:
+        begin, last = file.tell(), enter()
+        if file.read(enter() - file.tell()) != name:
+            file.seek(begin)
+            kept.features.MergeFromString(file.read(last - begin))
+        file.seek(last)
+    return kept.SerializeToString()
+
+
+def classification_pipeline(
+    directory: str, split_name: str, windows: int, num_frames: int, size: int, shard: DataShard
+) -> EvaluationPipeline:
+    """Batches of `video` uint8 `[B, W, T, S, S, 3]`, `label` int32 `[B]` and `splits` int32 `[B, 3]`.
+
+    Labels number the classes of the whole list in alphabetical order.
+
+    Raises:
+      DataError: where the records were prepared for another protocol.
+    """
+    split = Split(directory, split_name)
+    wanted = {"kind": "milnce_classification", "windows": windows, "num_frames": num_frames, "size": size}
+    check_protocol(directory, split.protocol, wanted)
+    classes = tf.constant(split.protocol["classes"])
+
+    def decode(serialised: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        del seed
+        record = CLASSIFICATION_FEATURES.deserialize_example(
+            serialised, decoders={"frames": tfds.decode.SkipDecoding()}
+        )
+        frames = images.decode_pngs(record["frames"])
+        # The black frame comes first, so that -1 is 0.
+        frames = tf.concat([tf.zeros([1, size, size, 3], tf.uint8), tf.ensure_shape(frames, [None, size, size, 3])], 0)
+        return {
+            "video": tf.gather(frames, tf.reshape(record["windows"] + 1, [windows, num_frames])),
+            "label": tf.argmax(classes == record["label"], output_type=tf.int32),
+            "splits": tf.ensure_shape(record["splits"], [3]),
+        }
+
+    return EvaluationPipeline(split, shard, decode)

@@ -1,0 +1,95 @@
+"""Names of MIL-NCE checkpoints: antoine77340/MIL-NCE_HowTo100M (training) and antoine77340/S3D_HowTo100M (released)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vlm_jax.interop.released import Released
+from vlm_jax.interop.rules import CONV3D, LINEAR, ConversionError, Rule, convert, invert, strip_prefix
+
+_WILLOW = "https://www.rocq.inria.fr/cluster-willow/amiech/howto100m"
+RELEASED = {
+    "milnce": Released(
+        f"{_WILLOW}/s3d_howto100m.pth", "antoine77340/S3D_HowTo100M", {"text.vocabulary": f"{_WILLOW}/s3d_dict.npy"}
+    )
+}
+"""Published checkpoints by name."""
+
+STEM = "conv1.conv1.weight"
+TABLE = "text_module.word_embd.weight"
+
+RULES = (
+    Rule(TABLE, "frozen/text/word_embd"),
+    Rule("text_module.{layer}.weight", "params/text/{layer}/kernel", LINEAR),
+    Rule("text_module.{layer}.bias", "params/text/{layer}/bias"),
+    Rule("{unit*}.conv{n}.weight", "params/video/{unit*}/conv{n}/kernel", CONV3D),
+    Rule("{unit*}.bn{n}.weight", "params/video/{unit*}/bn{n}/scale"),
+    Rule("{unit*}.bn{n}.bias", "params/video/{unit*}/bn{n}/bias"),
+    Rule("{unit*}.bn{n}.running_mean", "batch_stats/video/{unit*}/bn{n}/mean"),
+    Rule("{unit*}.bn{n}.running_var", "batch_stats/video/{unit*}/bn{n}/var"),
+    Rule.dropped("{unit*}.bn{n}.num_batches_tracked", like="batch_stats/video/{unit*}/bn{n}/mean", value=np.int64(0)),
+    Rule("{layer*}.weight", "params/video/{layer*}/kernel", LINEAR),
+    Rule("{layer*}.bias", "params/video/{layer*}/bias"),
+)
+
+
+def state_dict(source: Any) -> dict[str, np.ndarray]:
+    """The state dict of a loaded file: a training checkpoint (`epochNNNN.pth.tar`) or a bare one, unprefixed.
+
+    Raises:
+      ConversionError: where the file holds something else.
+    """
+    content = source.get("state_dict", source) if isinstance(source, Mapping) else source
+    if not isinstance(content, Mapping) or not content:
+        raise ConversionError(f"not a MIL-NCE checkpoint: expected a state dict, found a {type(content).__name__}")
+    content = strip_prefix(content, "module.")
+    for name in (STEM, TABLE):
+        if name not in content:
+            raise ConversionError(
+                f"not a MIL-NCE checkpoint: it has no {name!r} (its first name is {next(iter(content))!r})"
+            )
+    return content
+
+
+def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """The config keys that a state dict decides, by section: the stem, by its kernel's shape, and the sizes.
+
+    With the folded stem it is the released model, whose text tower lower-cases sentences and keeps 16 words.
+
+    Raises:
+      ConversionError: for a stem of another shape.
+    """
+    kernel = source[STEM].shape
+    stems = {(3, 3, 7, 7): False, (24, 2, 4, 4): True}
+    if kernel[1:] not in stems:
+        raise ConversionError(f"{STEM}: expected (C, 3, 3, 7, 7) or (C, 24, 2, 4, 4), found {kernel}")
+    rows, word_dim = source[TABLE].shape
+    released = stems[kernel[1:]]
+    sentences = {"lower_case": True, "max_words_raw": 16} if released else {}
+    return {
+        "model": {
+            "space_to_depth": released,
+            "embedding_dim": source["fc.weight"].shape[0],
+            "text_hidden_dim": source["text_module.fc1.weight"].shape[0],
+        },
+        "text": {"rows": rows, "word_dim": word_dim, "word2vec": "", "vocabulary": "", **sentences},
+    }
+
+
+def to_variables(source: Mapping[str, np.ndarray], expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Our variables from a state dict.
+
+    Args:
+      source: As `state_dict` returns it.
+      expected: Shapes of our variables, to be met exactly.
+
+    Raises:
+      ConversionError: listing names that were not used, not found, or of another shape.
+    """
+    return convert(source, RULES, expected)
+
+
+def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """A state dict under the reference's names from our variables."""
+    return invert(variables, RULES)

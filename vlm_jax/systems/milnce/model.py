@@ -1,0 +1,52 @@
+"""MIL-NCE's two towers: S3D for video, and a bag-of-words text tower.
+
+Sources: Miech et al. 2020; antoine77340/MIL-NCE_HowTo100M, s3dg.py. Submodules carry the names of the released
+checkpoints.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vlm_jax.models.layers import Linear
+from vlm_jax.models.s3d import S3D
+
+
+class TextTower(nn.Module):
+    """Embeds a bag of words: frozen table, linear, ReLU, maximum over words, linear.
+
+    Padding (id 0) is looked up and takes part in the maximum like any word, as in the reference.
+
+    Attributes:
+      rows: Size of the word table, padding included.
+      word_dim: Size of a word vector.
+      hidden_dim: Size of the layer under the maximum.
+      embedding_dim: Size of the joint space.
+    """
+
+    rows: int = 66250
+    word_dim: int = 300
+    hidden_dim: int = 2048
+    embedding_dim: int = 512
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, words: jax.Array) -> jax.Array:
+        """`[N, L]` word ids -> `[N, embedding_dim]`."""
+        table = self.variable(
+            "frozen", "word_embd", lambda: jax.random.normal(self.make_rng("params"), (self.rows, self.word_dim))
+        )
+        x = nn.relu(Linear(self.hidden_dim, self.dtype, name="fc1")(table.value[words]))
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return Linear(self.embedding_dim, wide, name="fc2")(x.max(-2).astype(wide))
+
+
+class MilNce(nn.Module):
+    """Both towers, as `video` and `text`."""
+
+    video: S3D
+    text: TextTower
+
+    def __call__(self, video: jax.Array, words: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """`[B, T, H, W, 3]` in [0, 1] and `[N, L]` ids -> embeddings `[B, D]`, `[N, D]`."""
+        return self.video(video, train)["video_embedding"], self.text(words)

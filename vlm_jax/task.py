@@ -1,0 +1,113 @@
+"""What the training and evaluation loops know of a system."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from vlm_jax import systems
+from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, PyTree, Variables
+
+Rules = Sequence[tuple[str, jax.sharding.PartitionSpec]]
+"""(regular expression on 'a/b/kernel', how it is sharded); the first match wins, no match replicates."""
+
+
+class Aux(NamedTuple):
+    """What a loss gives beside its value.
+
+    Attributes:
+      metrics: Scalars, averaged over the logging window.
+      model_state: The new model state.
+    """
+
+    metrics: dict[str, jax.Array]
+    model_state: PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """One protocol on one data set.
+
+    Attributes:
+      data: Finite pipeline of padded batches with `mask` [B] and `index` [B], equally many on every process.
+      predict_fn: Jitted by the loop; outputs keep the batch axis first.
+      score_fn: Device work over all items at once, ordered by index.
+      summarize: Metrics of the whole set; numpy, on process 0.
+      write: Puts predictions under the results folder; on process 0.
+      protocol: What a reader needs to know to trust the numbers; written beside them.
+    """
+
+    data: Callable[[DataShard], Pipeline]
+    predict_fn: Callable[[Variables, Batch], Outputs]
+    score_fn: Callable[[Variables, Outputs], Outputs] | None = None
+    summarize: Callable[[Outputs], dict[str, float]] | None = None
+    write: Callable[[Outputs, Path], None] | None = None
+    protocol: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Predictions(NamedTuple):
+    """What a system finds for the requests of a person.
+
+    Attributes:
+      lines: One JSON object a sentence: qid, video, query, and `seconds` `[[start, end, score], ...]`, best first.
+      files: Text of further files by name, such as the reference's own form.
+      missing: What cannot be answered: its name, the reason (the same for all alike), and what was found.
+    """
+
+    lines: list[dict[str, Any]]
+    files: Mapping[str, str]
+    missing: list[tuple[str, str, str]]
+
+
+Predict = Callable[[Variables, Sequence[Mapping[str, Any]], int], Predictions]
+"""(variables, requests, how many answers to each) -> predictions.
+
+A request has `video`; and where it asks about one sentence `query`, `qid`, and `vector` where that is at hand already,
+with `source`, what made it (`data.text_vectors.TextSettings.source`). Without a sentence it means all that the data
+have of the video."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One system, as plain functions.
+
+    Attributes:
+      name: The stem.
+      batch_specs: Shapes and types of the global training batch, one entry per length bucket.
+      init: Variables from a key and a batch.
+      loss_fn: (params, model_state, batch, key) -> (loss, Aux); sees the global batch.
+      train_data: Endless pipeline of full batches.
+      evaluators: By name.
+      encoders: By name: what extraction, prediction and the Python interface use.
+      partition_rules: How parameters are sharded.
+      predict: Answers requests, without ground truth; launch/predict.py calls it.
+      from_files: Puts into fresh variables what comes from files, such as a word table; not called on a resume.
+      run_state: Collections of the model state that belong to a run, not to the model: a resume goes on with them, and
+        nothing else takes them from a checkpoint.
+    """
+
+    name: str
+    batch_specs: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
+    init: Callable[[jax.Array, Batch], Variables]
+    loss_fn: Callable[[Params, ModelState, Batch, jax.Array], tuple[jax.Array, Aux]]
+    train_data: Callable[[DataShard], Pipeline]
+    evaluators: Mapping[str, Evaluator]
+    encoders: Mapping[str, Callable[[Variables, Batch], Outputs]]
+    partition_rules: Rules = ()
+    predict: Predict | None = None
+    from_files: Callable[[Variables], Variables] | None = None
+    run_state: tuple[str, ...] = ()
+
+    def abstract_variables(self) -> Variables:
+        """Shapes and types of the model's variables, without `run_state`; nothing is allocated."""
+        specs = next(iter(self.batch_specs.values()))
+        found = jax.eval_shape(self.init, jax.random.key(0), specs)
+        return {name: tree for name, tree in found.items() if name not in self.run_state}
+
+
+def get_task(config: ConfigDict) -> Task:
+    """The task that `config.task` names."""
+    return systems.module(config.task, "task").make_task(config)
