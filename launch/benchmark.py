@@ -15,6 +15,7 @@ import _cli
 import jax
 from ml_collections import ConfigDict
 
+from vlm_jax import config as configs
 from vlm_jax.data.synthetic import SyntheticPipeline
 from vlm_jax.errors import ConfigError
 from vlm_jax.task import Task, get_task
@@ -33,6 +34,8 @@ def main() -> None:
     parser.add_argument("--bucket", help="of the lengths that the task has (default: the first)")
     parser.add_argument("--json", action="store_true", help="one line of JSON")
     arguments, config = _cli.parse(parser)
+    if arguments.input:
+        configs.describe(config)
     sharding.initialize()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
     if arguments.input:

@@ -9,6 +9,7 @@ from pathlib import Path
 import _cli
 import jax
 
+from vlm_jax import config as configs
 from vlm_jax.convert import checkpoint_path
 from vlm_jax.errors import ConfigError
 from vlm_jax.task import get_task
@@ -27,12 +28,12 @@ def main() -> None:
     _cli.compile_cache()
     sharding.initialize()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
+    folder = checkpoint_folder(checkpoint_path(arguments.checkpoint or arguments.workdir))
+    configs.adopt(config, configs.find(folder))
     task = get_task(config)
     for name in arguments.evaluator or ():
         if name not in task.evaluators:
             raise ConfigError(f"--evaluator: {name!r} is not one of {', '.join(task.evaluators) or 'none'}")
-    folder = checkpoint_folder(checkpoint_path(arguments.checkpoint or arguments.workdir))
-    _cli.check_sources(config, folder)
     mesh = sharding.make_mesh(config.mesh)
     abstract = task.abstract_variables()
     places = sharding.shardings(mesh, task.partition_rules, abstract)

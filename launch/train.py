@@ -8,6 +8,7 @@ from pathlib import Path
 import _cli
 import jax
 
+from vlm_jax import config as configs
 from vlm_jax.task import get_task
 from vlm_jax.train import sharding
 from vlm_jax.train.loop import train
@@ -18,6 +19,7 @@ def main() -> None:
     parser = _cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run: checkpoints, metrics, results")
     arguments, config = _cli.parse(parser)
+    configs.describe(config)
     _cli.compile_cache()
     sharding.initialize()
     jax.config.update("jax_debug_nans", config.debug_nans)

@@ -3,8 +3,9 @@
 import ast
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -134,6 +135,44 @@ def apply_override(config: ConfigDict, override: str) -> None:
         node[leaf] = value
     except TypeError:
         raise ConfigError(f"override {key}: expected {type(current).__name__}, found {text!r}") from None
+
+
+def describe(config: ConfigDict) -> None:
+    """Write into a config what its training data say about themselves: widths, strides, rates, sources of features.
+
+    Does nothing for synthetic batches, for a system whose data decide no key, and where no data lie yet.
+
+    Raises:
+      DataError: for data whose protocol is damaged.
+    """
+    module = systems.module(config.task, "config")
+    if hasattr(module, "describe") and not config.data.synthetic:
+        set_keys(config, module.describe(config))
+
+
+def adopt(config: ConfigDict, trained: ConfigDict) -> None:
+    """Take over what the training data of a checkpoint said about themselves from its config."""
+    if trained.task == config.task:
+        flat = trained.to_dict()
+        keys = getattr(systems.module(config.task, "config"), "DESCRIBED", ())
+        set_keys(config, {key: _at(flat, key) for key in keys})
+
+
+def set_keys(config: ConfigDict, values: Mapping[str, Any]) -> None:
+    """Set keys such as 'model.dim'; a mapping replaces a whole section."""
+    with config.unlocked():
+        for key, value in values.items():
+            *parents, leaf = key.split(".")
+            node = config
+            for parent in parents:
+                node = node[parent]
+            node[leaf] = ConfigDict(value) if isinstance(value, Mapping) else value
+
+
+def _at(tree: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        tree = tree[part]
+    return tree
 
 
 def check(config: ConfigDict) -> None:

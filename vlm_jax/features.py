@@ -67,6 +67,12 @@ class Settings:
     step: int | None = None
     end: str = END
 
+    @property
+    def source(self) -> str:
+        """All that decides the features, in one word: what a data set states and a model asks for."""
+        rate, size = f"{self.window}/{self.stride}@{self.fps:g}", f"{self.size}{self.crop}"
+        return ":".join((self.layer, rate, size, self.dtype, self.fingerprint[:16]))
+
     def seconds(self, row: int) -> tuple[float, float]:
         """When a row begins and ends, seconds; the end may lie after the video's."""
         return row * self.stride / self.fps, (row * self.stride + self.window) / self.fps

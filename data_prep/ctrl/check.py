@@ -20,7 +20,8 @@ from data_prep.ctrl.sentences import FORMS, PICKLE
 from vlm_jax import features as feature_files
 from vlm_jax.data.feature_store import read_records
 from vlm_jax.data.pipeline import Split
-from vlm_jax.data.records import PROTOCOL, Skip
+from vlm_jax.data.protocol import PROTOCOL
+from vlm_jax.data.records import Skip
 from vlm_jax.errors import DataError
 from vlm_jax.features import FeatureError
 from vlm_jax.systems.ctrl.data import WINDOW_FEATURES, WINDOWS

@@ -17,6 +17,7 @@ an interruption: finished shards stay. `--check DIR` looks through raw or prepar
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Sequence
@@ -47,17 +48,17 @@ def windows(arguments: argparse.Namespace) -> None:
         items = ctrl_windows.feature_items(folder, frames, arguments.ending)
         made = {"fps": fps, "lengths": arguments.lengths, "overlap": arguments.overlap}
         make = functools.partial(ctrl_windows.feature_records, root=folder, settings=settings, **made)
-        protocol = {"feature_dim": settings.dim, **made, "visual_source": ctrl_windows.source(settings)}
+        stated = {"video_source": settings.source, "video_features": dataclasses.asdict(settings)}
+        protocol = {"feature_dim": settings.dim, **made, **stated}
     else:
         items = ctrl_windows.window_items(folder, frames)
         dim = arguments.dim or 4096
         make = functools.partial(ctrl_windows.window_records, root=folder, dim=dim, fps=fps)
-        protocol = {"feature_dim": dim, "fps": fps, "visual_source": arguments.source}
+        protocol = {"feature_dim": dim, "fps": fps, "video_source": arguments.source}
     if arguments.dim and arguments.dim != protocol["feature_dim"]:
         raise DataError(f"{folder}: features of {protocol['feature_dim']} numbers, --dim asks for {arguments.dim}")
     protocol = {"kind": "ctrl_windows", **protocol}
     shards.run(shards.Job(arguments.output, "windows", WINDOWS, WINDOW_FEATURES, protocol, items, make), arguments)
-    tell(3 * protocol["feature_dim"], "visual", protocol["visual_source"])
 
 
 def queries(arguments: argparse.Namespace) -> None:
@@ -66,7 +67,7 @@ def queries(arguments: argparse.Namespace) -> None:
     if (arguments.format == PICKLE) != (arguments.vectors is None):
         raise DataError(f"--vectors: {PICKLE} holds vectors itself, all other forms need --vectors")
     if arguments.format == PICKLE:
-        dim, source = arguments.dim or 4800, arguments.source
+        dim, source, made = arguments.dim or 4800, arguments.source, None
         clips = sentences.read_sentences(path, dim)
         items = [[clip, number] for clip, entry in enumerate(clips) for number in range(max(1, len(entry.vectors)))]
         make = functools.partial(sentences.clip_records, path=path, dim=dim, fps=fps)
@@ -75,23 +76,19 @@ def queries(arguments: argparse.Namespace) -> None:
         items = sentences.annotation_items(found, fps)
         vectors = sentences.read_vectors(arguments.vectors)
         dim = arguments.dim or sentences.vector_dim(vectors, items)
-        source = arguments.source or vectors.source
+        source, made = arguments.source or vectors.source, vectors.settings
         make = functools.partial(sentences.annotation_records, path=arguments.vectors, dim=dim)
-    protocol = {"kind": "ctrl_queries", "sentence_dim": dim, "fps": fps, "sentence_source": source}
+    protocol = {"kind": "ctrl_queries", "sentence_dim": dim, "fps": fps, "text_source": source}
+    if made:
+        protocol["text_features"] = dataclasses.asdict(made)
     job = shards.Job(arguments.output, "queries", arguments.split, QUERY_FEATURES, protocol, items, make)
     shards.run(job, arguments)
-    tell(dim, "sentence", source)
 
 
 def demo(arguments: argparse.Namespace) -> None:
     """A small folder of the released form."""
     found = sentences.write_demo(arguments.sentences, arguments.features, arguments.output, arguments.dim)
     print(f"{arguments.output}: {found[0]}, {found[1]} sentences, {found[2]} windows")
-
-
-def tell(dim: int, name: str, source: str) -> None:
-    """What a config has to say to read the data."""
-    print(f"  for --config.model.{name}_dim={dim} --config.data.{name}_source={source or repr('')}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

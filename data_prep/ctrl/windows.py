@@ -75,12 +75,6 @@ def is_own(folder: Path) -> bool:
     return (folder / feature_files.SETTINGS).is_file()
 
 
-def source(settings: Settings) -> str:
-    """All that decides our own features, in a word: what a data set states and a config asks for."""
-    rate, size = f"{settings.window}/{settings.stride}@{settings.fps:g}", f"{settings.size}{settings.crop}"
-    return ":".join((settings.layer, rate, size, settings.dtype, settings.fingerprint[:16]))
-
-
 def feature_items(folder: Path, frames: Mapping[str, int], ending: str) -> list[dict[str, Any]]:
     """The videos of a folder of our own features.
 

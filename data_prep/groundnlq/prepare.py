@@ -20,6 +20,7 @@ Run the same command again after an interruption: finished shards stay. What is 
 """
 
 import argparse
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,13 +52,11 @@ def features(arguments: argparse.Namespace) -> None:
         made = dict(zip(made, (store.settings.dim, float(store.settings.stride), store.settings.fps), strict=True))
     made |= {name: given[name] for name in made if given[name] is not None}
     make = functools.partial(clip_records, path=arguments.features, dim=made["feature_dim"], dtype=arguments.dtype)
-    protocol = {"kind": clips.KIND, "dtype": arguments.dtype, "video_source": store.source, **made}
+    protocol = {"kind": clips.KIND, "dtype": arguments.dtype, **stated(store, "video"), **made}
     job = shards.Job(
         arguments.output, "features", clips.CLIPS, clips.clip_features(arguments.dtype), protocol, names, make
     )
     shards.run(job, arguments)
-    keys = {"model.video_dim": "feature_dim", "data.feature_stride": "feature_stride", "data.fps": "fps"}
-    _tell({key: protocol[name] for key, name in keys.items()} | {"data.video_source": store.source})
 
 
 def queries(arguments: argparse.Namespace) -> None:
@@ -80,23 +79,25 @@ def narrations(arguments: argparse.Namespace) -> None:
 
 def _questions(arguments: argparse.Namespace, name: str, split: str, records: Sequence[Mapping[str, Any]]) -> None:
     store = open_store(arguments.text, TEXT_KEYS)
-    make = functools.partial(query_records, path=arguments.text, dim=arguments.dim, dtype=arguments.dtype)
+    dim = arguments.dim or (store.settings.dim if store.settings else 512)
+    make = functools.partial(query_records, path=arguments.text, dim=dim, dtype=arguments.dtype)
     protocol = {
         "kind": data.KIND,
-        "text_dim": arguments.dim,
+        "text_dim": dim,
         "dtype": arguments.dtype,
-        "text_source": store.source,
+        **stated(store, "text"),
     }
     found, form = annotations.items(records), data.query_features(arguments.dtype)
     shards.run(shards.Job(arguments.output, name, split, form, protocol, found, make), arguments)
-    _tell({"model.text_dim": arguments.dim, "data.text_source": store.source})
     if arguments.jsonl:
         arguments.jsonl.write_text(annotations.to_lines(records), encoding="utf-8")
 
 
-def _tell(options: Mapping[str, Any]) -> None:
-    """What a config has to say of the data."""
-    print("  " + " ".join(f"--config.{key}={value}" for key, value in options.items()))
+def stated(store: Store, kind: str) -> dict[str, Any]:
+    """Return what a protocol says of how features were made: their source, and their settings where known."""
+    if store.settings is None:
+        return {f"{kind}_source": ""}
+    return {f"{kind}_source": store.settings.source, f"{kind}_features": dataclasses.asdict(store.settings)}
 
 
 def clip_records(names: Sequence[str], *, path: Path, dim: int, dtype: str) -> Iterator[Record | Skip]:
@@ -189,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _add_questions(parser: argparse.ArgumentParser, num_shards: int) -> None:
     shards.add_arguments(parser, num_shards)
     parser.add_argument("--text", required=True, type=Path, help="features of words: LMDB, folder or .npz file")
-    parser.add_argument("--dim", type=int, default=512, help="numbers of a word (default: %(default)s)")
+    parser.add_argument("--dim", type=int, help="numbers of a word (default: 512; of our own features theirs)")
     parser.add_argument("--jsonl", type=Path, help="also write the questions in the reference's form")
     _add_dtype(parser)
 

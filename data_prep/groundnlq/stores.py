@@ -14,11 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_prep.ctrl import windows as ctrl_windows
 from vlm_jax.errors import DataError
 from vlm_jax.features import SETTINGS, FeatureError, Settings, read_settings
 from vlm_jax.interop import torch_files
-from vlm_jax.text_features import TextVectors
+from vlm_jax.text_features import TextSettings, TextVectors
 
 VIDEO_KEYS = ("features",)
 TEXT_KEYS = ("token_features", "features")
@@ -30,12 +29,10 @@ class Store(Protocol):
     """Arrays by name.
 
     Attributes:
-      source: What they were made with, '' where that is not known.
-      settings: The same in full, for features of launch/extract_features.py.
+      settings: What they were made with, None where that is not known.
     """
 
-    source: str
-    settings: Settings | None
+    settings: Settings | TextSettings | None
 
     def names(self) -> Iterator[str]:
         """All names, sorted."""
@@ -114,7 +111,7 @@ def _environment(path: Path) -> Any:
 class _Lmdb:
     """An environment."""
 
-    source, settings = "", None
+    settings = None
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
         self.environment, self.keys = _environment(path.resolve()), keys
@@ -137,12 +134,11 @@ class _Folder:
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
         self.path, self.keys = path, keys
-        self.source, self.settings = "", None
+        self.settings = None
         if (path / SETTINGS).is_file():
             self.settings = read_settings(path)
-            self.source = ctrl_windows.source(self.settings)
         elif (path / "settings.json").is_file():
-            self.source = TextVectors(path).source
+            self.settings = TextVectors(path).settings
 
     def names(self) -> Iterator[str]:
         """Paths in the folder, without their endings."""
@@ -172,7 +168,7 @@ class _Archive:
 
     def __init__(self, path: Path) -> None:
         self.path, self.vectors = path, TextVectors(path)
-        self.source, self.settings = self.vectors.source, None
+        self.settings = self.vectors.settings
 
     def names(self) -> Iterator[str]:
         """Names of its arrays."""

@@ -20,7 +20,7 @@ from data_prep.check import PREPARED, Found, Problem, Reason, check_each, check_
 from data_prep.milnce.evaluation import hmdb51_items, msrvtt_items, segment_items, youcook2_items
 from data_prep.milnce.narrated import Captions, read_captions
 from data_prep.tables import MISSING, read_rows
-from vlm_jax.data.records import PROTOCOL
+from vlm_jax.data.protocol import PROTOCOL
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce.data import clip_weights
 from vlm_jax.video import decode, segment

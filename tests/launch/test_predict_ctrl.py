@@ -126,11 +126,11 @@ def test_raw_sentences_by_a_text_tower(folder, tmp_path, command, root):
     assert f"2 sentences, 32 numbers each; source {vectors.source}" in said
     assert "1 x no known word" in said
     config = configs.load(
-        str(root / CONFIG), ["--config.model.sentence_dim=32", f"--config.data.sentence_source={vectors.source}"]
+        str(root / CONFIG), ["--config.model.sentence_dim=32", f"--config.data.text_source={vectors.source}"]
     )
     if not (folder / "raw").exists():
         save(folder / "raw", config)
-    like = ["--config.model.sentence_dim=32", f"--config.data.sentence_source={vectors.source}"]
+    like = ["--config.model.sentence_dim=32", f"--config.data.text_source={vectors.source}"]
     asked = words(folder, tmp_path, queries, checkpoint="raw")
     _, error = command("predict", *asked, *like, "--text_checkpoint", folder / "milnce")
     assert not error
@@ -149,9 +149,9 @@ def test_raw_sentences_by_a_text_tower(folder, tmp_path, command, root):
     asked = words(folder, tmp_path, queries[:1], checkpoint="raw")
     _, error = command("predict", *asked, *like, "--vectors", tmp_path / "other.npz")
     assert "sentence 0: its vector was made with 'sentence:as_is:30:0000" in error
-    assert "(config.data.sentence_source)" in error
+    assert "(config.data.text_source)" in error
     _, error = command("predict", *asked, like[0], "--vectors", tmp_path / "v.npz")
-    assert f"config.data.sentence_source: '', but {folder / 'raw'} was trained with 'sentence:" in error
+    assert f"config.data.text_source: '', but {folder / 'raw'} was trained with 'sentence:" in error
     text_vectors.save(tmp_path / "wide.npz", {"0": np.ones(7)}, vectors.settings)
     _, error = command("predict", *asked, *like, "--vectors", tmp_path / "wide.npz")
     assert "sentence 0: a vector of shape [7], the model takes [32]" in error

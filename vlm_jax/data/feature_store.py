@@ -8,7 +8,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vlm_jax.data.pipeline import Split
-from vlm_jax.data.records import check_protocol, find_damage
+from vlm_jax.data.protocol import check_protocol
+from vlm_jax.data.records import find_damage
 from vlm_jax.errors import DataError
 
 KIND = "clip_features"

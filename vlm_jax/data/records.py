@@ -27,6 +27,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from vlm_jax.data.protocol import PROTOCOL, read_protocol
 from vlm_jax.errors import DataError
 
 # TensorFlow only reads and decodes: the GPU is for the model.
@@ -35,7 +36,6 @@ tf.get_logger().setLevel(logging.ERROR)
 logging.getLogger("absl").addFilter(lambda record: "is deprecated. Please change your code" not in record.getMessage())
 
 INDEX = np.dtype([("offset", "<i8"), ("group", "<i4"), ("weight", "<f8")])
-PROTOCOL = "protocol.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,37 +227,6 @@ def _ranges(numbers: list[int], most: int = 30) -> str:
     pairs = list(zip(edges[::2], edges[1::2], strict=True))
     more = f" and {len(pairs) - most} more stretches" if pairs[most:] else ""
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in pairs[:most]) + more
-
-
-def read_protocol(directory: str | Path) -> dict[str, Any]:
-    """What `finalize` wrote: `name`, `protocol` and `splits`.
-
-    Raises:
-      DataError: where there is none, or it is damaged.
-    """
-    path = Path(directory) / PROTOCOL
-    if not str(directory) or not path.is_file():
-        raise DataError(
-            f"data {str(directory) or '(empty path)'}: no {PROTOCOL} there; expected a folder made by data_prep"
-        )
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: damaged ({error}); run the preparation again with --finalize") from None
-
-
-def check_protocol(directory: str | Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Checks that records were made the way a config reads them.
-
-    Raises:
-      DataError: naming the first key that differs.
-    """
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            meaning = ": the references' own features" if key.endswith("_source") and not value else ""
-            raise DataError(
-                f"data {directory}: prepared with {key} = {found.get(key)!r}, the config asks for {value!r}{meaning}"
-            )
 
 
 def read_record(path: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:

@@ -18,7 +18,7 @@ from vlm_jax.text_features import TextSettings
 from vlm_jax.types import DataShard
 
 SETTINGS = TextSettings("sentence", 3, "f" * 64, "a" * 64, True, 16)
-RULES = data.Rules(visual_dim=12, sentence_dim=3, sentence_source=SETTINGS.source)
+RULES = data.Rules(visual_dim=12, sentence_dim=3, text_source=SETTINGS.source)
 
 
 def vectors(tmp_path, **by_name):
@@ -53,7 +53,7 @@ def test_annotations_become_records_a_moment_each(tmp_path, capsys):
         ("a", "v.mp4", "she sings", 20.0, [200.0, 400.0]),
     ]
     np.testing.assert_array_equal(found[0].vector, np.arange(3, dtype=np.float32))
-    assert f"--config.model.sentence_dim=3 --config.data.sentence_source={SETTINGS.source}" in capsys.readouterr().out
+    assert f"--config.model.sentence_dim=3 --config.data.text_source={SETTINGS.source}" in capsys.readouterr().out
 
 
 def test_our_own_annotations_give_the_samples_of_the_released_form(tmp_path):
@@ -87,7 +87,7 @@ def test_vectors_of_another_tower_are_refused_when_read(tmp_path):
     write(tmp_path / "ours.jsonl", [Query("a", "v", "she sings", 0.0, ((1.0, 2.5),))])
     made = vectors(tmp_path, a=np.ones(3))
     prepare(tmp_path, "--format=jsonl", "--sentences", tmp_path / "ours.jsonl", "--vectors", made, "--fps=20")
-    with pytest.raises(DataError, match=r"prepared with sentence_source = 'sentence:lower:16:ffff.*config asks for ''"):
+    with pytest.raises(DataError, match=r"prepared with text_source = 'sentence:lower:16:ffff.*config asks for ''"):
         data.load_queries(str(tmp_path / "queries"), "train", data.Rules(visual_dim=12, sentence_dim=3))
 
 

@@ -37,7 +37,7 @@ def prepare(tmp_path, *words):
 
 def rules(features):
     source = "mixed_5c:16/8@5:224center:float32:" + "f" * 16
-    return data.Rules(visual_dim=12, sentence_dim=3, visual_source=source)
+    return data.Rules(visual_dim=12, sentence_dim=3, video_source=source)
 
 
 def test_a_window_is_the_mean_of_the_rows_inside_it(tmp_path, features, capsys):
@@ -54,13 +54,13 @@ def test_a_window_is_the_mean_of_the_rows_inside_it(tmp_path, features, capsys):
         np.testing.assert_allclose(feature, inside.mean() * np.ones(4))
     names = [f"{start}_{end}" for start, end in video.spans]
     assert names == sorted(names), "ties go by the order of the names, as with released files"
-    assert "--config.model.visual_dim=12 --config.data.visual_source=mixed_5c:16/8@5:" in capsys.readouterr().out
+    assert "--config.model.visual_dim=12 --config.data.video_source=mixed_5c:16/8@5:" in capsys.readouterr().out
 
 
 def test_features_made_otherwise_are_refused(tmp_path, features):
     prepare(tmp_path, "--features", features, "--fps=20")
-    for changes in ({"visual_source": ""}, {"visual_source": "mixed_5c:16/8@5:224center:float32:" + "0" * 16}):
-        with pytest.raises(DataError, match=r"prepared with visual_source = 'mixed_5c:16/8@5.*', the config asks for"):
+    for changes in ({"video_source": ""}, {"video_source": "mixed_5c:16/8@5:224center:float32:" + "0" * 16}):
+        with pytest.raises(DataError, match=r"prepared with video_source = 'mixed_5c:16/8@5.*', the config asks for"):
             data.load_windows(str(tmp_path / "windows"), {"a/long"}, dataclasses.replace(rules(features), **changes))
 
 

@@ -14,7 +14,7 @@ from data_prep.groundnlq import prepare as preparation
 from data_prep.groundnlq.stores import TEXT_KEYS, VIDEO_KEYS, decode, open_store, words
 from vlm_jax.data.feature_store import CLIPS, FeatureStore, clip_features, read_records
 from vlm_jax.data.pipeline import Split
-from vlm_jax.data.records import read_protocol
+from vlm_jax.data.protocol import read_protocol
 from vlm_jax.errors import DataError
 from vlm_jax.features import Settings, save, write_settings
 from vlm_jax.interop import torch_files

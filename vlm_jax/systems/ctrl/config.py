@@ -1,8 +1,37 @@
 """The keys of a CTRL config, with the published sizes and recipe (PaddlePaddle/models release/1.8, TACoS)."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from vlm_jax.config import base_config
+from vlm_jax.data.protocol import find_protocol
+
+DESCRIBED = (
+    "model.visual_dim",
+    "model.sentence_dim",
+    "data.video_source",
+    "data.text_source",
+    "data.video_features",
+    "data.text_features",
+    "data.window",
+)
+"""Keys that the training data decide, and that stay with a checkpoint."""
+
+
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """Return what the training data say about themselves, by config key."""
+    found: dict[str, Any] = {}
+    if windows := find_protocol(config.data.windows):
+        found["model.visual_dim"] = 3 * windows["feature_dim"]
+        found["data.video_source"] = windows["video_source"]
+        found["data.video_features"] = windows.get("video_features", {})
+        found["data.window"] = {key: windows.get(key, value) for key, value in config.data.window.items()}
+    if queries := find_protocol(config.data.queries):
+        found["model.sentence_dim"] = queries["sentence_dim"]
+        found["data.text_source"] = queries["text_source"]
+        found["data.text_features"] = queries.get("text_features", {})
+    return found
 
 
 def default_config() -> ConfigDict:
@@ -25,9 +54,11 @@ def default_config() -> ConfigDict:
     config.data.context_num = 1
     config.data.context_size = 128
     config.data.context = "exact"
-    # What features and vectors were made with, as `data_prep/ctrl.py` states it; '' for the released files.
-    config.data.visual_source = ""
-    config.data.sentence_source = ""
+    # What the features of windows and sentences were made with, '' and {} for the released files, and how windows were
+    # cut. The data say so themselves: see `describe`.
+    config.data.video_source, config.data.text_source = "", ""
+    config.data.video_features, config.data.text_features = ConfigDict({}), ConfigDict({})
+    config.data.window = ConfigDict({"fps": 0.0, "lengths": (64, 128, 256, 512), "overlap": 0.8})
     config.model = ConfigDict(
         {
             "visual_dim": 3 * 4096,

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from vlm_jax.data.feature_store import read_records
 from vlm_jax.data.pipeline import Counted, Split
-from vlm_jax.data.records import check_protocol
+from vlm_jax.data.protocol import check_protocol
 from vlm_jax.errors import DataError
 from vlm_jax.systems.ctrl import windows
 from vlm_jax.types import DataShard
@@ -57,8 +57,8 @@ class Rules:
       context_size: Frames of a stretch.
       context: `exact` or `nearest`.
       unique_clips: No moment twice in a batch.
-      visual_source: What the windows' features were made with, as their preparation states it; '' for released files.
-      sentence_source: The same of the sentences' vectors.
+      video_source: What the windows' features were made with, as their preparation states it; '' for released files.
+      text_source: The same of the sentences' vectors.
     """
 
     visual_dim: int
@@ -69,8 +69,8 @@ class Rules:
     context_size: int = 128
     context: str = windows.EXACT
     unique_clips: bool = False
-    visual_source: str = ""
-    sentence_source: str = ""
+    video_source: str = ""
+    text_source: str = ""
 
     def __post_init__(self) -> None:
         if self.context not in windows.CONTEXTS:
@@ -155,7 +155,7 @@ def load(window_directory: str, query_directory: str, split: str, rules: Rules) 
 def load_queries(directory: str, split: str, rules: Rules) -> list[Query]:
     """The sentences of a split; raises DataError as `load` does."""
     found = Split(directory, split)
-    wanted = {"kind": "ctrl_queries", "sentence_dim": rules.sentence_dim, "sentence_source": rules.sentence_source}
+    wanted = {"kind": "ctrl_queries", "sentence_dim": rules.sentence_dim, "text_source": rules.text_source}
     check_protocol(directory, found.protocol, wanted)
     return [
         Query(
@@ -173,7 +173,7 @@ def load_queries(directory: str, split: str, rules: Rules) -> list[Query]:
 def load_windows(directory: str, videos: Container[str], rules: Rules) -> list[Video]:
     """Those of some videos that have windows, sorted by name; raises DataError as `load` does."""
     found = Split(directory, WINDOWS)
-    wanted = {"kind": "ctrl_windows", "feature_dim": rules.visual_dim // 3, "visual_source": rules.visual_source}
+    wanted = {"kind": "ctrl_windows", "feature_dim": rules.visual_dim // 3, "video_source": rules.video_source}
     check_protocol(directory, found.protocol, wanted)
     kept = []
     for record in read_records(found, WINDOW_FEATURES):

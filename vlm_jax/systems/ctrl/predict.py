@@ -103,10 +103,10 @@ def _sentences(
                     f"sentence {name}: a vector of shape {list(vector.shape)}, the model takes [{dim}] "
                     "(config.model.sentence_dim)"
                 )
-            if request.get("source", "") != config.data.sentence_source:
+            if request.get("source", "") != config.data.text_source:
                 raise ConfigError(
                     f"sentence {name}: its vector was made with {request.get('source', '')!r}, the config asks for "
-                    f"{config.data.sentence_source!r} (config.data.sentence_source)"
+                    f"{config.data.text_source!r} (config.data.text_source)"
                 )
             if not np.isfinite(vector).all():
                 missing.append((name, "vector not finite", text))

@@ -139,7 +139,7 @@ def make_rules(config: ConfigDict) -> Any:
     from vlm_jax.systems.ctrl import data
 
     names = ("min_overlap", "max_outside", "context_num", "context_size", "context", "unique_clips")
-    names += ("visual_source", "sentence_source")
+    names += ("video_source", "text_source")
     sizes = {"visual_dim": config.model.visual_dim, "sentence_dim": config.model.sentence_dim}
     return data.Rules(**sizes, **{name: config.data[name] for name in names})
 

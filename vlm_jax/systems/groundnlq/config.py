@@ -1,8 +1,36 @@
 """The keys of a GroundNLQ config, with the published sizes and recipe (houzhijian/GroundNLQ, NLQ v2 from scratch)."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from vlm_jax.config import base_config
+from vlm_jax.data.protocol import find_protocol
+
+DESCRIBED = (
+    "model.video_dim",
+    "model.text_dim",
+    "data.feature_stride",
+    "data.fps",
+    "data.video_source",
+    "data.text_source",
+    "data.video_features",
+    "data.text_features",
+)
+"""Keys that the training data decide, and that stay with a checkpoint."""
+
+
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """Return what the training data say about themselves, by config key."""
+    found: dict[str, Any] = {}
+    if clips := find_protocol(config.data.features):
+        found["model.video_dim"] = clips["feature_dim"]
+        found |= {f"data.{key}": clips[key] for key in ("feature_stride", "fps", "video_source")}
+        found["data.video_features"] = clips.get("video_features", {})
+    if queries := find_protocol(config.data.queries):
+        found |= {"model.text_dim": queries["text_dim"], "data.text_source": queries["text_source"]}
+        found["data.text_features"] = queries.get("text_features", {})
+    return found
 
 
 def default_config() -> ConfigDict:
@@ -18,8 +46,10 @@ def default_config() -> ConfigDict:
     config.data.queries = "data/ego4d/queries"
     # Several splits are joined by '+'.
     config.data.split = "train"
-    # What features and words were made with, as the preparation states it; '' for the released ones.
+    # What features of clips and words were made with, '' and {} for the released ones. The data say so themselves, and
+    # give their widths, stride and rate, too: see `describe`.
     config.data.video_source, config.data.text_source = "", ""
+    config.data.video_features, config.data.text_features = ConfigDict({}), ConfigDict({})
     # Frames from one position to the next. The true spacing of the released features is nearer 16.
     config.data.feature_stride, config.data.fps = 16.043, 30.0
     # Of clips in memory: 'bfloat16' and 'float16' take half as much.

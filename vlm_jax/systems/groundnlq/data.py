@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from vlm_jax.data.feature_store import FeatureStore, read_records, tensor
 from vlm_jax.data.pipeline import Counted, Split
-from vlm_jax.data.records import check_protocol
+from vlm_jax.data.protocol import check_protocol
 from vlm_jax.errors import DataError
 from vlm_jax.systems.groundnlq.point_labels import RANGES, assign, points
 from vlm_jax.types import DataShard

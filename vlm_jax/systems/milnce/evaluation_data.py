@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from vlm_jax.data import images
 from vlm_jax.data.pipeline import EvaluationPipeline, Split
-from vlm_jax.data.records import check_protocol
+from vlm_jax.data.protocol import check_protocol
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce.data import SECOND, SECONDS
 from vlm_jax.text import word_list
