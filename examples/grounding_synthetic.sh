@@ -37,15 +37,13 @@ run() {
     $python launch/train.py --config "$config" --workdir "$workdir" --config.seed="$seed" "$@"
     $python launch/evaluate.py --config "$config" --workdir "$workdir" --config.seed="$seed" "$@"
 }
-ctrl=$(options_of $data/ctrl)
-groundnlq=$(options_of $data/groundnlq)
 for seed in "$@"; do
-    run ctrl_synthetic.py ctrl $ctrl
-    run ctrl_synthetic.py:query_blind ctrl-query_blind $ctrl
-    run groundnlq_synthetic.py groundnlq-scratch $groundnlq
-    run groundnlq_synthetic.py:query_blind groundnlq-query_blind $groundnlq
-    run groundnlq_synthetic.py:pretrain groundnlq-pretrained $groundnlq
-    run groundnlq_synthetic.py:finetune groundnlq-finetuned $groundnlq \
+    run ctrl_synthetic.py ctrl
+    run ctrl_synthetic.py:query_blind ctrl-query_blind
+    run groundnlq_synthetic.py groundnlq-scratch
+    run groundnlq_synthetic.py:query_blind groundnlq-query_blind
+    run groundnlq_synthetic.py:pretrain groundnlq-pretrained
+    run groundnlq_synthetic.py:finetune groundnlq-finetuned \
         --config.init_from=runs/grounding/groundnlq-pretrained-$seed
 done
 echo "== means over seeds, standard deviation, least and greatest"

@@ -19,9 +19,9 @@ prepare_features() {
     for split in train test; do
         $python launch/extract_features.py --checkpoint "$2" --videos "$data/world/$split/videos" \
             --output "$data/features/$split" --stride 2 --batch_size 64
-        keep_options "$data/groundnlq" "$split" -m data_prep.groundnlq features --features "$data/features/$split" \
+        $python -m data_prep.groundnlq features --features "$data/features/$split" \
             --output "$data/groundnlq/${split}_clips" --num_shards 4
-        keep_options "$data/ctrl" "$split" -m data_prep.ctrl windows --features "$data/features/$split" --fps 10 \
+        $python -m data_prep.ctrl windows --features "$data/features/$split" --fps 10 \
             --lengths 16 24 32 --output "$data/ctrl/${split}_windows" --num_shards 4
     done
 }
@@ -32,9 +32,9 @@ prepare_sentences() {
     mkdir -p "$data/text"
     $python launch/extract_text_features.py --checkpoint "$2" --queries "$5" --layer words --output "$text.words.npz"
     $python launch/extract_text_features.py --checkpoint "$2" --queries "$5" --output "$text.npz"
-    keep_options "$data/groundnlq" "$set" -m data_prep.groundnlq queries --format jsonl --annotations "$5" \
-        --text "$text.words.npz" --dim 64 --split "$split" --output "$data/groundnlq/$set" --num_shards 2
-    keep_options "$data/ctrl" "$set" -m data_prep.ctrl queries --format jsonl --sentences "$5" --vectors "$text.npz" \
+    $python -m data_prep.groundnlq queries --format jsonl --annotations "$5" \
+        --text "$text.words.npz" --split "$split" --output "$data/groundnlq/$set" --num_shards 2
+    $python -m data_prep.ctrl queries --format jsonl --sentences "$5" --vectors "$text.npz" \
         --fps 10 --split "$split" --output "$data/ctrl/$set" --num_shards 2
 }
 
@@ -42,14 +42,3 @@ prepare_sentences() {
 make_query_blind() {
     sed -E 's/"query": "[^"]*"/"query": "what will happen next"/' "$1/moments.jsonl" > "$1/query_blind.jsonl"
 }
-
-# keep_options FOLDER NAME COMMAND...: runs a preparation and keeps what a config has to say of its data.
-keep_options() {
-    local folder=$1 name=$2
-    shift 2
-    mkdir -p "$folder"
-    $python "$@" | tee "$folder/$name.log"
-}
-
-# options_of FOLDER: what was kept.
-options_of() { cat "$1"/*.log | grep -o -- '--config\.[^ ]*' | sort -u; }

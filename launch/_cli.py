@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
+from vlm_jax.convert import PREFIX
 from vlm_jax.errors import UserError
 
 
@@ -30,6 +31,12 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def parse(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, ConfigDict]:
     """Parses the command line; `--config.key=value` and `--config.key value` override the config."""
+    arguments, overrides = parse_overrides(made)
+    return arguments, configs.load(arguments.config, overrides)
+
+
+def parse_overrides(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
+    """Parses the command line; what changes a config comes back as `--config.key=value`."""
     arguments, rest = made.parse_known_args()
     overrides: list[str] = []
     for word in rest:
@@ -39,7 +46,7 @@ def parse(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, ConfigDict
             overrides[-1] += f"={word}"
         else:
             made.error(f"unknown argument: {word}")
-    return arguments, configs.load(arguments.config, overrides)
+    return arguments, overrides
 
 
 def check_sources(config: ConfigDict, checkpoint: Path) -> None:
@@ -59,6 +66,11 @@ def check_sources(config: ConfigDict, checkpoint: Path) -> None:
                 f"config.data.{key}: {config.data[key]!r}, but {checkpoint} was trained with {trained.data[key]!r}"
                 + meaning
             )
+
+
+def lasting(reference: str, folder: Path) -> str:
+    """Return how settings name a checkpoint, so that it is found from any folder: released:NAME, or the whole path."""
+    return reference if reference.startswith(PREFIX) else str(folder.absolute())
 
 
 def report_skipped(path: Path, skipped: Sequence[tuple[str, str, str]]) -> None:

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import _cli
-import jax
 
 from vlm_jax import features as feature_files
 from vlm_jax import inference
 from vlm_jax.convert import checkpoint_path
 from vlm_jax.features import FeatureError, Settings
+from vlm_jax.predictor import Predictor
 from vlm_jax.progress import Progress
 from vlm_jax.train.checkpoint import checkpoint_folder
 from vlm_jax.video.decode import VideoError
@@ -31,9 +31,7 @@ ENDINGS = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--checkpoint", required=True, type=Path, help="a workdir, a step, a converted one, released:milnce"
-    )
+    parser.add_argument("--checkpoint", required=True, help="a workdir, a step, a converted one, released:milnce")
     parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     parser.add_argument("--list", type=Path, help="csv with the column video_path, below the folder; else all videos")
     parser.add_argument("--output", required=True, type=Path, help="folder of the features")
@@ -59,13 +57,14 @@ def main() -> None:
     videos = find_videos(arguments.videos, arguments.list)
     _cli.compile_cache()
     model = inference.load(arguments.checkpoint)
-    jax.config.update("jax_default_matmul_precision", model.config.matmul_precision)
+    if not hasattr(model, "extract"):
+        raise FeatureError(f"{arguments.checkpoint}: a checkpoint of {model.config.task} makes no features of videos")
     settings = make_settings(arguments, model)
     feature_files.write_settings(arguments.output, settings)
     extract(arguments, model, settings, dict(list(videos.items())[arguments.shard_index :: arguments.num_shards]))
 
 
-def make_settings(arguments: argparse.Namespace, model: inference.Model) -> Settings:
+def make_settings(arguments: argparse.Namespace, model: Predictor) -> Settings:
     """What is asked for, with the checkpoint's own numbers where nothing is."""
     folder, clips = checkpoint_folder(checkpoint_path(arguments.checkpoint)), model.config.clips
     window, size = arguments.window or clips.num_frames, arguments.size or clips.size
@@ -79,12 +78,12 @@ def make_settings(arguments: argparse.Namespace, model: inference.Model) -> Sett
         dtype=arguments.dtype,
         dim=model.feature_dim(arguments.layer, window=window, size=size),
         fingerprint=model.fingerprint(),
-        checkpoint=str(folder),
+        checkpoint=_cli.lasting(arguments.checkpoint, folder),
         step=int(folder.name) if folder.name.isdigit() else None,
     )
 
 
-def extract(arguments: argparse.Namespace, model: inference.Model, settings: Settings, videos: dict[str, str]) -> None:
+def extract(arguments: argparse.Namespace, model: Predictor, settings: Settings, videos: dict[str, str]) -> None:
     """Extracts what is missing; videos that cannot be used are counted and listed.
 
     Raises:

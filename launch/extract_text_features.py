@@ -1,46 +1,51 @@
-"""Vectors of sentences: python launch/extract_text_features.py --checkpoint PATH --queries FILE --output NAME.npz [...]
+"""Features of sentences: python launch/extract_text_features.py --checkpoint PATH --queries FILE --output NAME.npz
 
-Writes an array a sentence under its qid, and NAME.json, which says how they were made;
-`vlm_jax/data/text_vectors.py` reads both. Sentences without a word of the word list are left out and listed.
+Writes an array per sentence under its qid, and NAME.json, which says how they were made (`vlm_jax/text_features.py`).
+Sentences without a word of the word list are left out and listed.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import _cli
-import _text
 
-from vlm_jax import annotations
-from vlm_jax import text_features as text_vectors
+from vlm_jax import annotations, inference, text_features
 from vlm_jax.annotations import FORMS
+from vlm_jax.convert import checkpoint_path
+from vlm_jax.errors import ConfigError
+from vlm_jax.text_features import LAYERS
+from vlm_jax.train.checkpoint import checkpoint_folder
 
 
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="of milnce: a workdir, a step, a converted one, released:")
+    parser.add_argument(
+        "--checkpoint", required=True, help="with a text tower: a workdir, a step, a converted one, ..."
+    )
     parser.add_argument("--vocabulary", default="", help="word list, where the checkpoint's config names none")
     parser.add_argument("--queries", required=True, type=Path, help="file of annotations")
     parser.add_argument("--format", default="jsonl", choices=tuple(FORMS), help="of that file (default: %(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="file to write, .npz")
-    parser.add_argument(
-        "--layer", default="sentence", choices=_text.LAYERS, help="one vector, or a vector a word (default: sentence)"
-    )
+    parser.add_argument("--layer", default="sentence", choices=LAYERS, help="one vector per sentence, or per word")
     arguments = parser.parse_args()
     _cli.compile_cache()
     found = annotations.read(arguments.queries, arguments.format)
-    encoded = _text.encode(
-        arguments.checkpoint,
-        {query.qid: query.query for query in found.queries},
-        arguments.layer,
-        arguments.vocabulary,
-    )
-    text_vectors.save(arguments.output, encoded.vectors, encoded.settings)
+    model = inference.load(arguments.checkpoint, vocabulary=arguments.vocabulary)
+    if not hasattr(model, "text_features"):
+        raise ConfigError(
+            f"{arguments.checkpoint}: a checkpoint of {model.config.task}; expected one with a text tower"
+        )
+    encoded = model.text_features({query.qid: query.query for query in found.queries}, arguments.layer)
+    place = _cli.lasting(arguments.checkpoint, checkpoint_folder(checkpoint_path(arguments.checkpoint)))
+    settings = dataclasses.replace(encoded.settings, checkpoint=place)
+    text_features.save(arguments.output, encoded.vectors, settings)
     skipped = [tuple(fault) for fault in found.faults]
     skipped += [(name, "no known word", "") for name in encoded.unknown]
     print(
-        f"{arguments.output}: {len(encoded.vectors)} sentences, {encoded.settings.dim} numbers each"
-        f"{' word' if arguments.layer == 'words' else ''}; source {encoded.settings.source}"
+        f"{arguments.output}: {len(encoded.vectors)} sentences, {settings.dim} numbers each"
+        f"{' word' if arguments.layer == 'words' else ''}; source {settings.source}"
     )
     _cli.report_skipped(arguments.output.with_suffix(".skipped.csv"), skipped)
 

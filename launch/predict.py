@@ -1,25 +1,28 @@
-"""Finds moments: python launch/predict.py --config FILE[:VARIANT] --checkpoint PATH --filelist FILE [--output DIR]
+"""Finds moments of videos by sentences.
 
-The file list names videos, one a line or a JSON list, or is JSON or JSONL of {video, query, qid}; no ground truth is
-needed. A sentence's vector comes from the data of `config.predict`, from `--vectors`, or from `--text_checkpoint`.
-Writes `predictions.jsonl`, a line a sentence with scored segments, best first, and the reference's own file.
+    python launch/predict.py --checkpoint RUN --video film.mp4 --query "a bird sings" [--query ...] [--figure FILE.png]
+    python launch/predict.py --checkpoint RUN --filelist FILE [--output DIR] [--config.predict.split=validation ...]
+
+The first form needs nothing but the film: the run's config.json says which checkpoints made the features that it was
+trained on, and they are made for the film here. The second form answers a list of prepared videos: names, one per line
+or a JSON list, or JSON or JSONL of {video, query, qid}; no ground truth is needed. It writes `predictions.jsonl`, one
+line per sentence with scored segments, best first, and the reference's own file.
 """
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import _cli
-import _text
-import jax
 
+from vlm_jax import inference
 from vlm_jax.annotations import AnnotationError
-from vlm_jax.convert import checkpoint_path
 from vlm_jax.errors import ConfigError
-from vlm_jax.task import get_task
+from vlm_jax.figures import draw_timeline
+from vlm_jax.predictor import Predictor
 from vlm_jax.text_features import TextVectors
-from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
 
 Request = dict[str, Any]
 Skipped = list[tuple[str, str, str]]
@@ -27,47 +30,89 @@ Skipped = list[tuple[str, str, str]]
 
 def main() -> None:
     """Runs the command."""
-    parser = _cli.parser(__doc__.splitlines()[0])
-    parser.add_argument(
-        "--checkpoint", required=True, help="a workdir, a step's folder, a converted one, released:NAME"
-    )
-    parser.add_argument("--filelist", required=True, type=Path, help="videos, or sentences about them")
-    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder (default: %(default)s)")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="a workdir, a step, a converted one, released:NAME")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--video", type=Path, help="a video file")
+    asked.add_argument("--filelist", type=Path, help="videos of the prepared data, or sentences about them")
+    parser.add_argument("--query", action="append", help="a sentence about --video; may be repeated")
+    parser.add_argument("--output", type=Path, help="folder for predictions.jsonl (with --filelist: predictions)")
+    parser.add_argument("--figure", type=Path, help="picture of the moments along --video")
     parser.add_argument("--top_k", type=int, default=5, help="segments of each sentence (default: %(default)s)")
+    parser.add_argument("--average", action="store_true", help="the running average of the parameters")
     parser.add_argument("--vectors", type=Path, help=".npz of launch/extract_text_features.py: sentences by qid")
-    parser.add_argument("--text_checkpoint", help="encodes sentences that have no vector: a checkpoint of milnce")
-    parser.add_argument("--vocabulary", default="", help="word list of --text_checkpoint, where its config names none")
-    parser.add_argument("--text_layer", default="sentence", choices=_text.LAYERS, help="of --text_checkpoint")
-    arguments, config = _cli.parse(parser)
+    parser.add_argument("--video_checkpoint", default="", help="what made the features of videos, if it was moved")
+    parser.add_argument("--text_checkpoint", default="", help="what made the features of sentences, if it was moved")
+    parser.add_argument("--vocabulary", default="", help="word list of the text encoder, where its config names none")
+    arguments, overrides = _cli.parse_overrides(parser)
     if arguments.top_k < 1:
         raise ConfigError(f"--top_k: expected at least 1, found {arguments.top_k}")
-    requests, skipped = read_requests(arguments.filelist)
+    if bool(arguments.video) != bool(arguments.query):
+        raise ConfigError("--video and --query belong together: a film, and what to look for in it")
+    if arguments.figure and not arguments.video:
+        raise ConfigError("--figure: draws the moments of one --video")
+    requests, skipped = read_requests(arguments.filelist) if arguments.filelist else ([], [])
     _cli.compile_cache()
-    task = get_task(config)
-    if task.predict is None:
-        raise ConfigError(f"{arguments.config}: {task.name} has no prediction")
-    folder = checkpoint_folder(checkpoint_path(arguments.checkpoint))
-    _cli.check_sources(config, folder)
+    predictor = inference.load(
+        arguments.checkpoint,
+        average=arguments.average,
+        video_checkpoint=arguments.video_checkpoint,
+        text_checkpoint=arguments.text_checkpoint,
+        vocabulary=arguments.vocabulary,
+        overrides=overrides,
+    )
+    if not hasattr(predictor, "ground"):
+        raise ConfigError(f"{arguments.checkpoint}: {predictor.config.task} finds no moments")
+    if arguments.video:
+        answer_video(predictor, arguments)
+    else:
+        answer_list(predictor, arguments, requests, skipped)
+
+
+def answer_video(predictor: Predictor, arguments: argparse.Namespace) -> None:
+    """Prints the moments of one film, and draws and writes them where asked."""
+    found = predictor.ground(arguments.video, arguments.query, top_k=arguments.top_k)
+    lines = []
+    for number, (query, moments) in enumerate(zip(arguments.query, found, strict=True)):
+        print(query)
+        for place, (start, end, score) in enumerate(moments, start=1):
+            print(f"  {place}. {start:8.1f} to {end:.1f} s   {score:.3f}")
+        if not moments:
+            print("  no moment: the sentence has no word that the text encoder knows")
+        line = {"qid": str(number), "video": arguments.video.name, "query": query}
+        lines.append(line | {"seconds": [list(moment) for moment in moments]})
+    if arguments.output:
+        write_lines(arguments.output, lines, {})
+    if arguments.figure:
+        draw_timeline(lines, arguments.video.parent, arguments.figure, len(lines))
+        print(f"{arguments.figure}: the moments along the film")
+
+
+def answer_list(predictor: Predictor, arguments: argparse.Namespace, requests: list[Request], skipped: Skipped) -> None:
+    """Answers a list of prepared videos and sentences about them."""
     if arguments.vectors:
         add_vectors(requests, TextVectors(arguments.vectors))
-    if arguments.text_checkpoint:
-        encode_vectors(requests, skipped, arguments)
-    jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    found = task.predict(restore_variables(folder, task.abstract_variables()), requests, arguments.top_k)
+    found = predictor.predict(requests, arguments.top_k)
     skipped += found.missing
     if not found.lines:
-        raise ConfigError(f"{arguments.filelist}: nothing can be predicted; {': '.join(skipped[0])}")
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found.lines)
-    for name, text in {"predictions.jsonl": lines, **found.files}.items():
-        (arguments.output / name).write_text(text, encoding="utf-8")
+        raise ConfigError(f"{arguments.filelist}: nothing can be predicted; {', '.join(skipped[0])}")
+    output = arguments.output or Path("predictions")
+    write_lines(output, found.lines, found.files)
     videos = len({line["video"] for line in found.lines})
-    print(f"{arguments.output}: {len(found.lines)} sentences of {videos} videos ({folder})")
-    _cli.report_skipped(arguments.output / "skipped.csv", skipped)
+    print(f"{output}: {len(found.lines)} sentences of {videos} videos ({arguments.checkpoint})")
+    _cli.report_skipped(output / "skipped.csv", skipped)
+
+
+def write_lines(output: Path, lines: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> None:
+    """Writes predictions.jsonl and further files."""
+    output.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    for name, content in {"predictions.jsonl": text, **files}.items():
+        (output / name).write_text(content, encoding="utf-8")
 
 
 def read_requests(path: Path) -> tuple[list[Request], Skipped]:
-    """What a file list asks, see `task.Predict`, and entries that cannot be used.
+    """What a file list asks, see `vlm_jax.predictor.Request`, and entries that cannot be used.
 
     Raises:
       AnnotationError: where it cannot be read, or asks nothing.
@@ -132,21 +177,6 @@ def add_vectors(requests: Sequence[Request], vectors: TextVectors) -> None:
     for request in requests:
         if request.get("qid") in vectors:
             request |= {"vector": vectors[request["qid"]], "source": vectors.source}
-
-
-def encode_vectors(requests: list[Request], skipped: Skipped, arguments: Any) -> None:
-    """Encodes the sentences that have no vector; those without a known word are left out."""
-    wanted = {
-        request["qid"]: request["query"] for request in requests if "query" in request and "vector" not in request
-    }
-    if not wanted:
-        return
-    encoded = _text.encode(arguments.text_checkpoint, wanted, arguments.text_layer, arguments.vocabulary)
-    skipped += [(name, "no known word", wanted[name]) for name in encoded.unknown]
-    requests[:] = [request for request in requests if request.get("qid") not in set(encoded.unknown)]
-    for request in requests:
-        if request.get("qid") in encoded.vectors:
-            request |= {"vector": encoded.vectors[request["qid"]], "source": encoded.settings.source}
 
 
 if __name__ == "__main__":

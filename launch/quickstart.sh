@@ -2,7 +2,7 @@
 # From video files to a trained, evaluated model, on a laptop's CPU: bash launch/quickstart.sh [milnce|groundnlq]
 #
 # milnce      sentences find clips: real ones, and made ones that training never showed (the default)
-# groundnlq   sentences find moments in made films that training never showed
+# groundnlq   sentences find moments in synthetic films that training never showed
 #
 # Needs Python 3.11 or newer, pip, and on the first run a package index. Everything it makes is in .venv and runs/.
 set -euo pipefail
@@ -44,7 +44,7 @@ milnce() {
     $python launch/figures.py retrieval --results $run/results/clips_rankings.json --videos $clips \
         --output $run/figures/retrieval.png
 
-    echo "== 5/6 made videos: shapes that move, with narration seconds off; train, then search in compositions never seen"
+    echo "== 5/6 synthetic videos: shapes that move, with narration seconds off; train, then search in compositions never seen"
     prepare_synthetic $data_short 150 40
     $python launch/train.py --config configs/milnce_synthetic.py:short --workdir $run-synthetic
     $python launch/evaluate.py --config configs/milnce_synthetic.py:short --workdir $run-synthetic
@@ -52,7 +52,7 @@ milnce() {
     echo "== 6/6 result"
     echo "real clips, the ones trained on:"
     $python launch/figures.py table --workdir $run --evaluator clips
-    echo "made videos, held out:"
+    echo "synthetic videos, held out:"
     $python launch/figures.py table --workdir $run-synthetic --evaluator synthetic
     echo "the same with the frames of each clip shuffled:"
     $python launch/figures.py table --workdir $run-synthetic --evaluator synthetic_shuffled
@@ -60,9 +60,9 @@ milnce() {
 }
 
 groundnlq() {
-    local config=configs/groundnlq_synthetic.py:short options
+    local config=configs/groundnlq_synthetic.py:short film
 
-    echo "== 1/6 made films: shapes that move, with narration seconds off"
+    echo "== 1/6 synthetic films: shapes that move, with narration seconds off"
     prepare_synthetic $data_short 150 40
 
     echo "== 2/6 training a small S3D on the narration"
@@ -75,17 +75,19 @@ groundnlq() {
     prepare_sentences $data_short $run-synthetic moments test $data_short/world/test/moments.jsonl
     make_query_blind $data_short/world/test
     prepare_sentences $data_short $run-synthetic query_blind test $data_short/world/test/query_blind.jsonl
-    options=$(options_of $data_short/groundnlq)
 
     echo "== 4/6 training a small GroundNLQ"
-    $python launch/train.py --config $config --workdir $run-groundnlq $options
+    $python launch/train.py --config $config --workdir $run-groundnlq
 
     echo "== 5/6 evaluating the restored checkpoint in a new process, on films that training never showed"
-    $python launch/evaluate.py --config $config --workdir $run-groundnlq $options
+    $python launch/evaluate.py --config $config --workdir $run-groundnlq
 
-    echo "== 6/6 drawing"
+    echo "== 6/6 drawing, and asking about one film in one command"
     $python launch/figures.py timeline --predictions $run-groundnlq/results/synthetic_queries.jsonl \
         --videos $data_short/world/test/videos --output $run-groundnlq/figures/timeline.png
+    film=$(ls $data_short/world/test/videos/*.mp4 | head -n 1)
+    $python launch/predict.py --checkpoint $run-groundnlq --video "$film" --query "the red circle grows" --top_k 2 \
+        --figure $run-groundnlq/figures/film.png
     echo "synthetic: the right sentences.   synthetic_query_blind: the same moments, but all sentences read the same."
     echo "Results: $run-groundnlq/results   Picture: $run-groundnlq/figures/timeline.png"
 }

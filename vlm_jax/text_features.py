@@ -11,11 +11,14 @@ import json
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vlm_jax.features import FeatureError
 
+LAYERS = ("sentence", "words")
+"""One vector per sentence `[S]`, or one per known word `[L, C]`."""
 FINGERPRINT = 16
 """Characters of a fingerprint that a source states."""
 
@@ -48,6 +51,14 @@ class TextSettings:
         case = "lower" if self.lower_case else "as_is"
         marks = self.fingerprint[:FINGERPRINT], self.vocabulary[:FINGERPRINT]
         return ":".join((self.layer, case, str(self.max_words), *marks))
+
+
+class EncodedText(NamedTuple):
+    """Features of sentences by name, the names of sentences without a known word, and what made them."""
+
+    vectors: dict[str, np.ndarray]
+    unknown: list[str]
+    settings: TextSettings
 
 
 class TextVectors(Mapping[str, np.ndarray]):

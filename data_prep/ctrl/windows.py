@@ -11,7 +11,7 @@ from vlm_jax.data.records import Record, Skip
 from vlm_jax.errors import DataError
 from vlm_jax.features import FeatureError, Settings
 from vlm_jax.interop.torch_files import TorchFileError, load_pickle
-from vlm_jax.systems.ctrl.windows import parse, sliding_windows, window_files, window_means
+from vlm_jax.systems.ctrl.windows import feature_windows, parse, window_files
 
 
 def window_items(folder: Path, frames: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -112,18 +112,10 @@ def feature_records(
         if not len(features) or not np.isfinite(features).all():
             yield Skip(item["video"], "not finite", f"{len(features)} rows, expected some, all of them finite")
             continue
-        # The last row may be filled up with black: what the one before it shows is surely there.
-        seconds = settings.seconds(max(0, len(features) - 2))[1]
-        count = item["num_frames"] or int(seconds * fps)
-        spans = sliding_windows(count, lengths, overlap)
+        count, spans, means = feature_windows(features, settings, fps, lengths, overlap, item["num_frames"])
         if not len(spans):
             yield Skip(item["video"], "shorter than a window", f"{count} frames, windows of {min(lengths)} and more")
             continue
-        centres = (np.arange(len(features)) * settings.stride + settings.window / 2) / settings.fps * fps
-        # In the order of released files: of their names.
-        names = [f"{start}_{end}.npy" for start, end in spans.tolist()]
-        spans = spans[sorted(range(len(names)), key=names.__getitem__)]
-        means = window_means(features.astype(np.float32), centres, spans)
         yield Record(_example(item["video"], fps, count, spans, means), group)
         group += 1
 

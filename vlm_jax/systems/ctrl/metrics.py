@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,6 +95,18 @@ def predictions_text(answers: Sequence[Answers], threshold: float = 0.5) -> str:
             if answer.windows and len(answer.truth)
         }
     )
+
+
+def query_line(qid: str, video: str, text: str, best: np.ndarray, fps: float) -> dict[str, Any]:
+    """A sentence with its segments `[K, 3]` (start, end, score; NaN where there are no more), best first.
+
+    In frames, and in seconds where frames per second are known.
+    """
+    found = [segment for segment in best.tolist() if segment[0] == segment[0]]
+    line = {"qid": qid, "video": video, "query": text, "frames": found}
+    if fps:
+        line["seconds"] = [[start / fps, end / fps, score] for start, end, score in found]
+    return line
 
 
 def _text(results: Mapping[str, object]) -> str:

@@ -1,17 +1,31 @@
-"""CTRL's answers to sentences about videos, without ground truth."""
+"""CTRL's predictor: answers to sentences about videos, without ground truth."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from vlm_jax.errors import ConfigError
+from vlm_jax.extraction import Extractor
+from vlm_jax.features import FeatureError
+from vlm_jax.predictor import (
+    Moment,
+    Predictions,
+    Predictor,
+    Request,
+    encode_requests,
+    moments_of,
+    row_batches,
+)
 from vlm_jax.systems.ctrl import metrics
-from vlm_jax.systems.ctrl.model import Ctrl
 from vlm_jax.systems.ctrl.scoring import answer, make_comparison
-from vlm_jax.task import Predictions
+from vlm_jax.systems.ctrl.task import embed_clips, embed_sentences, make_model, make_sample_spec
+from vlm_jax.systems.ctrl.samples import Video
+from vlm_jax.systems.ctrl.windows import context, feature_windows
+from vlm_jax.train.batches import predict_batches
 from vlm_jax.types import Variables
 
 THRESHOLD = 0.5
@@ -22,76 +36,110 @@ FILE = "TALL_infer_res_.json"
 """The reference's name for predictions."""
 
 
-def predict(
-    config: ConfigDict,
-    model: Ctrl,
-    rules: Any,
-    variables: Variables,
-    requests: Sequence[Mapping[str, Any]],
-    top_k: int,
-) -> Predictions:
-    """The best segments for every sentence; see `task.Predict`.
+def make_predictor(config: ConfigDict, variables: Variables, extractor: Extractor) -> "CtrlPredictor":
+    """Return the predictor of a restored checkpoint."""
+    return CtrlPredictor(config, variables, extractor)
 
-    Args:
-      config: `config.predict` says where windows and sentences lie, `config.data` what they were made with.
-      model: Of the variables.
-      rules: How a window's input is made (`data.ctrl.Rules`).
-      variables: Parameters.
-      requests: Videos, or sentences about them.
-      top_k: Segments of each sentence.
 
-    Raises:
-      DataError: for data that cannot be used.
-      ConfigError: for vectors of another size, or made otherwise than those of training.
-    """
-    from vlm_jax.systems.ctrl import data
+class CtrlPredictor(Predictor):
+    """Finds the moments of a video that a sentence describes."""
 
-    windows = data.load_windows(config.predict.windows, {request["video"] for request in requests}, rules)
-    known: dict[str, list[Any]] = {}
-    if any("vector" not in request for request in requests):
-        for query in data.load_queries(config.predict.queries, config.predict.split, rules):
-            known.setdefault(query.video, []).append(query)
-    sentences, missing = _sentences(requests, known, config)
-    videos = {video.name: video for video in windows}
-    by_video: dict[str, list[dict[str, Any]]] = {}
-    for sentence in sentences:
-        by_video.setdefault(sentence["video"], []).append(sentence)
-    embed_clips = jax.jit(lambda variables, x: model.apply(variables, x, method="embed_clips"))
-    embed_sentences = jax.jit(lambda variables, x: model.apply(variables, x, method="embed_sentences"))
-    compare = make_comparison(model, variables, **config.tile)
-    lines, answers = [], []
-    for name, asked in sorted(by_video.items()):
-        if name not in videos:
-            missing.append((name, "video without windows", f"{len(asked)} sentences; {config.predict.windows}"))
-            continue
-        video = videos[name]
+    def __init__(self, config: ConfigDict, variables: Variables, extractor: Extractor) -> None:
+        super().__init__(config, variables)
+        model = make_model(config)
+        self._extractor = extractor
+        self._embed_clips = self.compile(functools.partial(embed_clips, model))
+        self._embed_sentences = self.compile(functools.partial(embed_sentences, model))
+        self._compare = make_comparison(model, self.variables, **config.tile)
+
+    def ground(self, video: str | Path, sentences: Sequence[str], *, top_k: int = 5) -> list[list[Moment]]:
+        """Return the best moments of a video file for every sentence, best first.
+
+        Args:
+          video: A video file.
+          sentences: As a person writes them; one without a word that the text encoder knows gets no moments.
+          top_k: Moments of each sentence.
+
+        Raises:
+          VideoError: where the file cannot be used.
+          FeatureError: where the features of training cannot be made here, or the video is shorter than a window.
+        """
+        encoded = self._extractor.sentences({str(number): text for number, text in enumerate(sentences)})
+        cut, features = self.config.data.window, self._extractor.video(video)
+        settings = self._extractor.video_settings
+        count, spans, means = feature_windows(features, settings, cut.fps, cut.lengths, cut.overlap)
+        if not len(spans):
+            raise FeatureError(f"{video}: {count} frames at {cut.fps:g} a second, shorter than {min(cut.lengths)}")
+        data = self.config.data
+        sides = context(spans, data.context_num, data.context_size, data.context)
+        name = Path(video).name
+        shown = Video(name, float(cut.fps), spans, means, *sides)
+        names = list(encoded.vectors)
+        best = self._answer(shown, np.stack([encoded.vectors[name] for name in names]), top_k)
+        lines = (metrics.query_line(qid, name, "", found, shown.fps) for qid, found in zip(names, best, strict=True))
+        moments = {line["qid"]: moments_of(line["seconds"]) for line in lines}
+        return [moments.get(str(number), []) for number in range(len(sentences))]
+
+    def predict(self, requests: Sequence[Request], top_k: int = 5) -> Predictions:
+        """Return the best segments for sentences about videos of the prepared data (`config.predict`).
+
+        Args:
+          requests: Videos, or sentences about them.
+          top_k: Segments of each sentence.
+
+        Raises:
+          DataError: for data that cannot be used.
+          ConfigError: for vectors of another size, or made otherwise than those of training.
+        """
+        from vlm_jax.systems.ctrl import data
+
+        config, spec = self.config, make_sample_spec(self.config)
+        requests, missing = encode_requests(requests, self._extractor)
+        windows = data.load_windows(config.predict.windows, {request["video"] for request in requests}, spec)
+        known: dict[str, list[Any]] = {}
+        if any("vector" not in request for request in requests):
+            for query in data.load_queries(config.predict.queries, config.predict.split, spec):
+                known.setdefault(query.video, []).append(query)
+        sentences, unanswered = _sentences(requests, known, config)
+        missing += unanswered
+        by_video: dict[str, list[dict[str, Any]]] = {}
+        for sentence in sentences:
+            by_video.setdefault(sentence["video"], []).append(sentence)
+        videos = {video.name: video for video in windows}
+        lines, answers = [], []
+        for name, asked in sorted(by_video.items()):
+            if name not in videos:
+                missing.append((name, "video without windows", f"{len(asked)} sentences; {config.predict.windows}"))
+                continue
+            video = videos[name]
+            best = self._answer(video, np.stack([sentence["vector"] for sentence in asked]), top_k)
+            answers.append(
+                metrics.Answers(name, np.full((len(asked), 2), np.nan), len(video.spans), {THRESHOLD: best})
+            )
+            for sentence, found in zip(asked, best, strict=True):
+                lines.append(metrics.query_line(sentence["qid"], name, sentence["query"], found, video.fps or sentence["fps"]))
+        return Predictions(lines, {FILE: metrics.predictions_text(answers, THRESHOLD)}, missing)
+
+    def _answer(self, video: Video, vectors: np.ndarray, top_k: int) -> np.ndarray:
+        """The best segments of a video for sentences `[S, D]`: `[S, K, 3]`, start, end (frames) and score."""
         visual = np.stack([video.visual(row) for row in range(len(video.spans))])
-        clips = _embedded(embed_clips, variables, visual)
-        texts = _embedded(embed_sentences, variables, np.stack([sentence["vector"] for sentence in asked]))
-        unknown = np.full((len(asked), 2), np.nan)
-        found = answer(name, video.spans, unknown, compare(clips, texts), (THRESHOLD,), top_k)
-        answers.append(found)
-        for sentence, best in zip(asked, found.best[THRESHOLD], strict=True):
-            lines.append(query_line(sentence["qid"], name, sentence["query"], best, video.fps or sentence["fps"]))
-    return Predictions(lines, {FILE: metrics.predictions_text(answers, THRESHOLD)}, missing)
+        clips = self._embedded(self._embed_clips, "visual", visual)["clip_embedding"]
+        texts = self._embedded(self._embed_sentences, "sentence", vectors)["sentence_embedding"]
+        unknown = np.full((len(vectors), 2), np.nan)
+        return answer(video.name, video.spans, unknown, self._compare(clips, texts), (THRESHOLD,), top_k).best[
+            THRESHOLD
+        ]
 
-
-def query_line(qid: str, video: str, text: str, best: np.ndarray, fps: float) -> dict[str, Any]:
-    """A sentence with its segments `[K, 3]` (start, end, score; NaN where there are no more), best first.
-
-    In frames, and in seconds where frames per second are known.
-    """
-    found = [segment for segment in best.tolist() if segment[0] == segment[0]]
-    line = {"qid": qid, "video": video, "query": text, "frames": found}
-    if fps:
-        line["seconds"] = [[start / fps, end / fps, score] for start, end, score in found]
-    return line
+    def _embedded(self, embed: Callable, name: str, rows: np.ndarray) -> dict[str, np.ndarray]:
+        batches = predict_batches(embed, self.variables, row_batches(name, rows, BATCH))
+        parts = [outputs for _, outputs in batches]
+        return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _sentences(
     requests: Sequence[Mapping[str, Any]], known: Mapping[str, Sequence[Any]], config: ConfigDict
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
-    """What is asked, each sentence with its vector, and what cannot be."""
+    """What is asked, each sentence with its vector, and what cannot be answered."""
     found, missing, dim = [], [], config.model.sentence_dim
     for number, request in enumerate(requests):
         video, text = request["video"], request.get("query", "")
@@ -105,8 +153,8 @@ def _sentences(
                 )
             if request.get("source", "") != config.data.text_source:
                 raise ConfigError(
-                    f"sentence {name}: its vector was made with {request.get('source', '')!r}, the config asks for "
-                    f"{config.data.text_source!r} (config.data.text_source)"
+                    f"sentence {name}: its vector was made with {request.get('source', '')!r}, the model was trained "
+                    f"with {config.data.text_source!r} (config.data.text_source)"
                 )
             if not np.isfinite(vector).all():
                 missing.append((name, "vector not finite", text))
@@ -127,13 +175,3 @@ def _sentences(
             reason = "sentence without a vector" if text else "video without sentences"
             missing.append((name if text else video, reason, f"{text!r} is not in {place}" if text else place))
     return found, missing
-
-
-def _embedded(embed: Any, variables: Variables, rows: np.ndarray) -> np.ndarray:
-    """Embeddings `[N, D]`, by batches of one size."""
-    parts = []
-    for begin in range(0, len(rows), BATCH):
-        part = rows[begin : begin + BATCH]
-        filled = np.pad(part, ((0, BATCH - len(part)), (0, 0)))
-        parts.append(np.asarray(embed(variables, filled))[: len(part)])
-    return np.concatenate(parts)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlm_jax.features import Settings
+
 # From the right: a video's name may itself hold underscores. What follows the last frame is a file's ending.
 _NAME = re.compile(r"(?P<video>.+)_(?P<start>\d+)_(?P<end>\d+)(\.[A-Za-z]\w*)?")
 
@@ -135,6 +137,40 @@ def window_means(features: np.ndarray, centres: np.ndarray, spans: np.ndarray) -
     nearest = np.abs(spans[empty].mean(1)[:, None] - centres[None]).argmin(1)
     means[empty] = features[nearest]
     return means.astype(np.float32)
+
+
+def feature_windows(
+    features: np.ndarray,
+    settings: Settings,
+    fps: float,
+    lengths: Sequence[int],
+    overlap: float,
+    num_frames: int = 0,
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Cut a video's features into sliding windows.
+
+    Args:
+      features: `[N, C]`, of the whole video.
+      settings: What they were made with.
+      fps: Frames per second in which windows are counted.
+      lengths: Lengths of windows, frames.
+      overlap: Share of a window that its neighbour overlaps.
+      num_frames: Frames of the video; 0 takes what the features reach.
+
+    Returns:
+      The number of frames, the windows int64 `[W, 2]` in the order of released files, and their features float32
+      `[W, C]`. W is 0 for a video that is shorter than a window.
+    """
+    # The last row may be padded with black frames: what the one before it shows is surely there.
+    seconds = settings.seconds(max(0, len(features) - 2))[1]
+    count = num_frames or int(seconds * fps)
+    spans = sliding_windows(count, lengths, overlap)
+    if not len(spans):
+        return count, spans, np.zeros((0, features.shape[1]), np.float32)
+    centres = (np.arange(len(features)) * settings.stride + settings.window / 2) / settings.fps * fps
+    names = [f"{start}_{end}.npy" for start, end in spans.tolist()]
+    spans = spans[sorted(range(len(names)), key=names.__getitem__)]
+    return count, spans, window_means(features.astype(np.float32), centres, spans)
 
 
 def visual_features(features: np.ndarray, rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:

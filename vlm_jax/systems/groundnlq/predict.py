@@ -1,175 +1,122 @@
-"""GroundNLQ's answers: from what windows of a clip show to moments of questions, and the files that hold them."""
+"""GroundNLQ's predictor: answers to questions about videos, without ground truth."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.systems.groundnlq.decoding import SUPPRESSIONS, Decoding
-from vlm_jax.task import Predictions
+from vlm_jax.extraction import Extractor
+from vlm_jax.predictor import Moment, Predictions, Predictor, Request, encode_requests, moments_of
+from vlm_jax.systems.groundnlq import answers, samples
+from vlm_jax.systems.groundnlq.samples import Question
+from vlm_jax.systems.groundnlq.task import find_moments, make_model, make_sample_spec, open_store
+from vlm_jax.train.batches import predict_batches
 from vlm_jax.types import DataShard, Variables
 
-SUBMITTED = 10
-"""Moments of a question that the challenge's file holds at most."""
 FILE = "nlq_submission.json"
+"""The challenge's result file."""
 BATCH = 4
-"""Questions that prediction answers at the same time."""
+"""Questions that are answered at the same time."""
 
 
-def make_decoding(config: ConfigDict, max_moments: int | None = None) -> Decoding:
-    """How moments are chosen.
-
-    Raises:
-      ConfigError: for a suppression that is none.
-    """
-    wanted = dict(config.decoding)
-    if wanted["suppression"] not in SUPPRESSIONS[:2]:
-        raise ConfigError(
-            f"config.decoding.suppression: {wanted['suppression']!r} is not one of {', '.join(SUPPRESSIONS[:2])}"
-        )
-    # Targets have no such shift; the released models were trained and evaluated so.
-    shift = 0.5 * config.data.feature_stride if wanted.pop("half_feature_shift") else 0.0
-    if max_moments is not None:
-        wanted["max_moments"] = max_moments
-    grid = {"feature_stride": config.data.feature_stride, "shift": shift, "fps": config.data.fps}
-    return Decoding(**wanted, **grid)
+def make_predictor(config: ConfigDict, variables: Variables, extractor: Extractor) -> "GroundNLQPredictor":
+    """Return the predictor of a restored checkpoint."""
+    return GroundNLQPredictor(config, variables, extractor)
 
 
-def by_query(
-    config: ConfigDict, queries: Sequence[Any], store: Any, outputs: Mapping[str, np.ndarray]
-) -> list[np.ndarray]:
-    """Moments `[K, 3]` (start, end in seconds, score), best first, of every question; at least one.
+class GroundNLQPredictor(Predictor):
+    """Finds the moments of a long video that answer a question."""
 
-    Where nothing was found the answer is the whole clip, with score 0.
+    def __init__(self, config: ConfigDict, variables: Variables, extractor: Extractor) -> None:
+        super().__init__(config, variables)
+        self._extractor, self._model = extractor, make_model(config)
 
-    Args:
-      config: Of the task.
-      queries: Questions (`data.groundnlq.Query`).
-      store: Of their clips.
-      outputs: `segments`, `scores` and `there` of all windows, in their order.
-    """
-    from vlm_jax.systems.groundnlq import data
+    def ground(self, video: str | Path, sentences: Sequence[str], *, top_k: int = 5) -> list[list[Moment]]:
+        """Return the best moments of a video file for every sentence, best first.
 
-    windows = data.windows(queries, store, config.model.max_length)
-    seconds = config.data.feature_stride / config.data.fps
-    found: list[list[np.ndarray]] = [[] for _ in queries]
-    for window, segments, scores, there in zip(
-        windows, outputs["segments"], outputs["scores"], outputs["there"], strict=True
-    ):
-        there = np.asarray(there, bool)
-        times = np.asarray(segments, np.float64)[there] + window.start * seconds
-        found[window.query].append(np.concatenate([times, np.asarray(scores, np.float64)[there][:, None]], 1))
-    most, sigma = outputs["scores"].shape[1], config.decoding.sigma
-    merged = [parts[0] if len(parts) == 1 else merge(parts, most, sigma) for parts in found]
-    whole = [np.array([[0.0, query.duration, 0.0]]) for query in queries]
-    return [moments if len(moments) else all_of_it for moments, all_of_it in zip(merged, whole, strict=True)]
+        Args:
+          video: A video file.
+          sentences: As a person writes them; one without a word that the text encoder knows gets no moments.
+          top_k: Moments of each sentence.
 
+        Raises:
+          VideoError: where the file cannot be used.
+          FeatureError: where the features of training cannot be made here.
+        """
+        from vlm_jax.video import decode
 
-def merge(windows: Sequence[np.ndarray], most: int, sigma: float) -> np.ndarray:
-    """The best moments of several windows of a clip, each suppressed by itself already: `[M, 3]` each -> `[K, 3]`.
+        encoded = self._extractor.sentences({str(number): text for number, text in enumerate(sentences)})
+        features = self._extractor.video(video).astype(np.float32)
+        duration, most = decode.probe(video).duration, self.config.text.max_tokens
+        questions = [
+            Question(name, "", "", duration, np.zeros((0, 2)), np.atleast_2d(vectors)[:most])
+            for name, vectors in encoded.vectors.items()
+        ]
+        found = self._answer(questions, samples.MemoryStore({"": features}), top_k)
+        moments = {question.qid: moments_of(rows) for question, rows in zip(questions, found, strict=True)}
+        return [moments.get(str(number), []) for number in range(len(sentences))]
 
-    A moment lowers the scores of those of other windows that overlap it, by exp(-overlap^2 / sigma) as within one.
-    """
-    moments = np.concatenate(windows)
-    origin = np.repeat(np.arange(len(windows)), [len(window) for window in windows])
-    picked = []
-    while len(moments) and len(picked) < most:
-        best = int(moments[:, 2].argmax())
-        chosen, source = moments[best], origin[best]
-        picked.append(chosen)
-        moments, origin = np.delete(moments, best, 0), np.delete(origin, best)
-        shared = np.maximum(np.minimum(moments[:, 1], chosen[1]) - np.maximum(moments[:, 0], chosen[0]), 0)
-        union = moments[:, 1] - moments[:, 0] + chosen[1] - chosen[0] - shared
-        overlap = shared / np.maximum(union, 1e-6)
-        moments = moments.copy()
-        moments[:, 2] *= np.where(origin == source, 1, np.exp(-(overlap**2) / sigma))
-    return np.array(picked).reshape(-1, 3)
+    def predict(self, requests: Sequence[Request], top_k: int = 5) -> Predictions:
+        """Return the best moments for questions about clips of the prepared data (`config.predict`).
 
+        Args:
+          requests: Clips, or questions about them; a request's `vector` is `[L, C]`, one row per word.
+          top_k: Moments of each question.
 
-def query_line(query: Any, moments: np.ndarray) -> dict[str, Any]:
-    """A question with its moments, as a JSON object."""
-    return {"qid": query.qid, "video": query.clip, "query": query.text, "seconds": moments.tolist()}
+        Raises:
+          DataError: for data that cannot be used.
+          ConfigError: for words' features of another size, or made otherwise than those of training.
+        """
+        from vlm_jax.systems.groundnlq import data
 
+        config, spec = self.config, make_sample_spec(self.config, train=False)
+        store = open_store(config, config.predict.features)
+        requests, missing = encode_requests(requests, self._extractor)
+        known: list[Question] = []
+        if any("vector" not in request for request in requests):
+            known = data.load_questions(
+                config.predict.queries, config.predict.split, spec, config.data.text_source
+            )
+        asked, unanswered = _asked(requests, known, config)
+        missing += unanswered
+        absent = store.read({question.clip for question in asked})
+        questions = []
+        for question in asked:
+            if question.clip in absent:
+                place = f"{question.clip} is not in {config.predict.features}"
+                missing.append((question.qid, "clip without features", place))
+                continue
+            seconds = store.length(question.clip) * spec.feature_stride / spec.fps
+            questions.append(dataclasses.replace(question, duration=question.duration or seconds))
+        if not questions:
+            return Predictions([], {}, missing)
+        found = self._answer(questions, store, top_k)
+        lines = [answers.query_line(question, moments) for question, moments in zip(questions, found, strict=True)]
+        file = answers.submission(questions, found)
+        return Predictions(lines, {FILE: json.dumps(file)} if file else {}, missing)
 
-def submission(queries: Sequence[Any], moments: Sequence[np.ndarray]) -> dict[str, Any] | None:
-    """The Ego4D challenge's result file; None where a question's name is not ANNOTATION_INDEX."""
-    results = []
-    for query, found in zip(queries, moments, strict=True):
-        annotation, _, index = query.qid.partition("_")
-        if not index.isdigit():
-            return None
-        results.append(
-            {
-                "query_idx": int(index),
-                "annotation_uid": annotation,
-                "predicted_times": found[:SUBMITTED].tolist(),
-                "clip_uid": query.clip,
-            }
-        )
-    return {"version": "1.0", "challenge": "ego4d_nlq_challenge", "results": results}
+    def _answer(self, questions: Sequence[Question], store: Any, top_k: int) -> list[np.ndarray]:
+        """Moments `[K, 3]` (start, end in seconds, score) of every question, best first."""
+        spec = make_sample_spec(self.config, train=False)
+        pipeline = samples.evaluation_pipeline(questions, store, spec, DataShard(batch_size=BATCH))
+        index, parts = [], []
+        for numbers, outputs in predict_batches(self._find(top_k), self.variables, pipeline):
+            index.append(numbers)
+            parts.append(outputs)
+        order = np.argsort(np.concatenate(index), kind="stable")
+        outputs = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+        return answers.by_query(self.config, questions, store, outputs)
 
-
-def predict(
-    config: ConfigDict,
-    find_moments: Callable[..., Any],
-    stores: Callable[[str], Any],
-    make_rules: Callable[..., Any],
-    variables: Variables,
-    requests: Sequence[Mapping[str, Any]],
-    top_k: int,
-) -> Predictions:
-    """The best moments for every question; see `task.Predict`. A request's `vector` is `[L, C]`, a row a word.
-
-    Args:
-      config: `config.predict` says where clips and questions lie.
-      find_moments: (options, variables, batch) -> moments.
-      stores: Clips by directory.
-      make_rules: Sizes from the config.
-      variables: Parameters.
-      requests: Clips, or questions about them.
-      top_k: Moments of each question.
-
-    Raises:
-      DataError: for data that cannot be used.
-      ConfigError: for words' features of another size, or made otherwise than those of training.
-    """
-    from vlm_jax.systems.groundnlq import data
-
-    rules, store = make_rules(config, train=False), stores(config.predict.features)
-    known: list[Any] = []
-    if any("vector" not in request for request in requests):
-        source = config.data.text_source
-        known = data.load_queries(config.predict.queries, config.predict.split, rules, source)
-    asked, missing = _asked(requests, known, config)
-    absent = store.read({query.clip for query in asked})
-    queries = []
-    for query in asked:
-        if query.clip in absent:
-            missing.append((query.qid, "clip without features", f"{query.clip} is not in {config.predict.features}"))
-            continue
-        seconds = store.length(query.clip) * rules.feature_stride / rules.fps
-        queries.append(dataclasses.replace(query, duration=query.duration or seconds))
-    if not queries:
-        return Predictions([], {}, missing)
-    find = jax.jit(lambda variables, batch: find_moments(make_decoding(config, top_k), variables, batch))
-    pipeline = data.EvaluationPipeline(queries, store, rules, DataShard(batch_size=BATCH))
-    parts: list[dict[str, np.ndarray]] = []
-    for batch in pipeline:
-        mask = batch.pop("mask").astype(bool)
-        index = batch.pop("index")
-        outputs = jax.device_get(find(variables, batch)) | {"index": index}
-        parts.append({name: value[mask] for name, value in outputs.items()})
-    outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = np.argsort(outputs.pop("index"), kind="stable")
-    found = by_query(config, queries, store, {name: value[order] for name, value in outputs.items()})
-    lines = [query_line(query, moments) for query, moments in zip(queries, found, strict=True)]
-    file = submission(queries, found)
-    return Predictions(lines, {FILE: json.dumps(file)} if file else {}, missing)
+    @functools.cache
+    def _find(self, top_k: int) -> Callable[..., Any]:
+        decoding = answers.make_decoding(self.config, top_k)
+        return self.compile(functools.partial(find_moments, self._model, decoding))
 
 
 def _asked(

@@ -1,0 +1,105 @@
+"""Features of a person's video and sentences, made just as the features that a model was trained on."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from vlm_jax.features import FeatureError, Settings
+from vlm_jax.text_features import EncodedText, TextSettings
+
+
+class Extractor:
+    """Loads the checkpoints that made a run's features when they are first needed.
+
+    Args:
+      data: `config.data` of the run: its `video_features` and `text_features` say what made them.
+      load: Checkpoint -> predictor (`inference.load`).
+      video_checkpoint: Where the video encoder lies now, if it was moved.
+      text_checkpoint: Where the text encoder lies now, if it was moved.
+      vocabulary: Word list of the text encoder, where its config names none.
+    """
+
+    def __init__(
+        self,
+        data: ConfigDict,
+        load: Callable[..., Any],
+        *,
+        video_checkpoint: str = "",
+        text_checkpoint: str = "",
+        vocabulary: str = "",
+    ) -> None:
+        self._data = data
+        self._moved = {"video": str(video_checkpoint), "text": str(text_checkpoint)}
+        self._vocabulary = str(vocabulary)
+        self._load = functools.cache(load)
+        self._encoders: dict[str, Any] = {}
+
+    @property
+    def video_settings(self) -> Settings:
+        """What the features of videos were made with.
+
+        Raises:
+          FeatureError: where the model was trained on features that its reference published.
+        """
+        return Settings(**self._stated("video"))
+
+    @property
+    def text_settings(self) -> TextSettings:
+        """What the features of sentences were made with; raises as `video_settings` does."""
+        return TextSettings(**self._stated("text"))
+
+    @property
+    def makes_text(self) -> bool:
+        """Whether the features of sentences can be made here."""
+        return bool(self._data.text_features)
+
+    def video(self, path: str | Path) -> np.ndarray:
+        """Return the features of a whole video, `[N, C]`, one row per window.
+
+        Raises:
+          VideoError: where the file cannot be used.
+          FeatureError: where the features cannot be made here.
+        """
+        settings = self.video_settings
+        wanted = {key: getattr(settings, key) for key in ("layer", "window", "stride", "fps", "size", "crop")}
+        return self._encoder("video", settings).extract(path, **wanted).astype(settings.dtype)
+
+    def sentences(self, sentences: Mapping[str, str]) -> EncodedText:
+        """Return the features of sentences by name.
+
+        Raises:
+          FeatureError: where they cannot be made here.
+        """
+        settings = self.text_settings
+        return self._encoder("text", settings).text_features(sentences, settings.layer)
+
+    def _stated(self, kind: str) -> dict[str, Any]:
+        stated = self._data[f"{kind}_features"].to_dict()
+        if not stated:
+            raise FeatureError(
+                f"config.data.{kind}_features: empty; the model was trained on features that its reference published, "
+                "and those cannot be made here"
+            )
+        return stated
+
+    def _encoder(self, kind: str, settings: Settings | TextSettings) -> Any:
+        if kind not in self._encoders:
+            self._encoders[kind] = self._checked(kind, settings)
+        return self._encoders[kind]
+
+    def _checked(self, kind: str, settings: Settings | TextSettings) -> Any:
+        place = self._moved[kind] or settings.checkpoint
+        options = {"vocabulary": self._vocabulary} if kind == "text" and self._vocabulary else {}
+        encoder = self._load(place, **options)
+        if not hasattr(encoder, {"video": "extract", "text": "text_features"}[kind]):
+            raise FeatureError(f"{place}: a checkpoint of {encoder.config.task} makes no features of {kind}")
+        if encoder.fingerprint() != settings.fingerprint:
+            raise FeatureError(
+                f"{place}: other weights than those that made the {kind} features of training (fingerprint "
+                f"{encoder.fingerprint()[:16]}, expected {settings.fingerprint[:16]})"
+            )
+        return encoder

@@ -1,0 +1,113 @@
+"""GroundNLQ's answers: from what windows of a clip show to moments of questions, and the files that hold them."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vlm_jax.errors import ConfigError
+from vlm_jax.systems.groundnlq.decoding import SUPPRESSIONS, Decoding
+from vlm_jax.task import Predictions
+from vlm_jax.types import DataShard, Variables
+
+SUBMITTED = 10
+"""Moments of a question that the challenge's file holds at most."""
+
+
+def make_decoding(config: ConfigDict, max_moments: int | None = None) -> Decoding:
+    """How moments are chosen.
+
+    Raises:
+      ConfigError: for a suppression that is none.
+    """
+    wanted = dict(config.decoding)
+    if wanted["suppression"] not in SUPPRESSIONS[:2]:
+        raise ConfigError(
+            f"config.decoding.suppression: {wanted['suppression']!r} is not one of {', '.join(SUPPRESSIONS[:2])}"
+        )
+    # Targets have no such shift; the released models were trained and evaluated so.
+    shift = 0.5 * config.data.feature_stride if wanted.pop("half_feature_shift") else 0.0
+    if max_moments is not None:
+        wanted["max_moments"] = max_moments
+    grid = {"feature_stride": config.data.feature_stride, "shift": shift, "fps": config.data.fps}
+    return Decoding(**wanted, **grid)
+
+
+def by_query(
+    config: ConfigDict, queries: Sequence[Any], store: Any, outputs: Mapping[str, np.ndarray]
+) -> list[np.ndarray]:
+    """Moments `[K, 3]` (start, end in seconds, score), best first, of every question; at least one.
+
+    Where nothing was found the answer is the whole clip, with score 0.
+
+    Args:
+      config: Of the task.
+      queries: Questions (`data.groundnlq.Query`).
+      store: Of their clips.
+      outputs: `segments`, `scores` and `there` of all windows, in their order.
+    """
+    from vlm_jax.systems.groundnlq import data
+
+    windows = data.windows(queries, store, config.model.max_length)
+    seconds = config.data.feature_stride / config.data.fps
+    found: list[list[np.ndarray]] = [[] for _ in queries]
+    for window, segments, scores, there in zip(
+        windows, outputs["segments"], outputs["scores"], outputs["there"], strict=True
+    ):
+        there = np.asarray(there, bool)
+        times = np.asarray(segments, np.float64)[there] + window.start * seconds
+        found[window.query].append(np.concatenate([times, np.asarray(scores, np.float64)[there][:, None]], 1))
+    most, sigma = outputs["scores"].shape[1], config.decoding.sigma
+    merged = [parts[0] if len(parts) == 1 else merge(parts, most, sigma) for parts in found]
+    whole = [np.array([[0.0, query.duration, 0.0]]) for query in queries]
+    return [moments if len(moments) else all_of_it for moments, all_of_it in zip(merged, whole, strict=True)]
+
+
+def merge(windows: Sequence[np.ndarray], most: int, sigma: float) -> np.ndarray:
+    """The best moments of several windows of a clip, each suppressed by itself already: `[M, 3]` each -> `[K, 3]`.
+
+    A moment lowers the scores of those of other windows that overlap it, by exp(-overlap^2 / sigma) as within one.
+    """
+    moments = np.concatenate(windows)
+    origin = np.repeat(np.arange(len(windows)), [len(window) for window in windows])
+    picked = []
+    while len(moments) and len(picked) < most:
+        best = int(moments[:, 2].argmax())
+        chosen, source = moments[best], origin[best]
+        picked.append(chosen)
+        moments, origin = np.delete(moments, best, 0), np.delete(origin, best)
+        shared = np.maximum(np.minimum(moments[:, 1], chosen[1]) - np.maximum(moments[:, 0], chosen[0]), 0)
+        union = moments[:, 1] - moments[:, 0] + chosen[1] - chosen[0] - shared
+        overlap = shared / np.maximum(union, 1e-6)
+        moments = moments.copy()
+        moments[:, 2] *= np.where(origin == source, 1, np.exp(-(overlap**2) / sigma))
+    return np.array(picked).reshape(-1, 3)
+
+
+def query_line(query: Any, moments: np.ndarray) -> dict[str, Any]:
+    """A question with its moments, as a JSON object."""
+    return {"qid": query.qid, "video": query.clip, "query": query.text, "seconds": moments.tolist()}
+
+
+def submission(queries: Sequence[Any], moments: Sequence[np.ndarray]) -> dict[str, Any] | None:
+    """The Ego4D challenge's result file; None where a question's name is not ANNOTATION_INDEX."""
+    results = []
+    for query, found in zip(queries, moments, strict=True):
+        annotation, _, index = query.qid.partition("_")
+        if not index.isdigit():
+            return None
+        results.append(
+            {
+                "query_idx": int(index),
+                "annotation_uid": annotation,
+                "predicted_times": found[:SUBMITTED].tolist(),
+                "clip_uid": query.clip,
+            }
+        )
+    return {"version": "1.0", "challenge": "ego4d_nlq_challenge", "results": results}
+
+

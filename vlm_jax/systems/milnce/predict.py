@@ -1,0 +1,207 @@
+"""MIL-NCE's predictor: embeddings of clips and sentences, features of whole videos and of words."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vlm_jax.errors import ConfigError
+from vlm_jax.extraction import Extractor
+from vlm_jax.predictor import Predictor
+from vlm_jax.systems.milnce.task import WORD_TABLE, make_task
+from vlm_jax.text import word_list
+from vlm_jax.text_features import LAYERS, EncodedText, TextSettings
+from vlm_jax.train.batches import predict_batches
+from vlm_jax.types import Variables
+
+SENTENCES = 64
+"""Sentences that are encoded at the same time when many are."""
+
+
+def make_predictor(config: ConfigDict, variables: Variables, extractor: Extractor | None) -> "MilNcePredictor":
+    """Return the predictor of a restored checkpoint; it works on raw video and needs no extractor."""
+    del extractor
+    return MilNcePredictor(config, variables)
+
+
+class MilNcePredictor(Predictor):
+    """Embeds video and text into one space."""
+
+    def __init__(self, config: ConfigDict, variables: Variables) -> None:
+        super().__init__(config, variables)
+        self._encode = {name: self.compile(encoder) for name, encoder in make_task(config).encoders.items()}
+        self._vocabulary: dict[str, int] | None = None
+
+    def encode_video(self, video: str | Path | np.ndarray, *, start: float = 0.0) -> np.ndarray:
+        """Embed one clip, or a batch of them.
+
+        Args:
+          video: A file, of which the clip that begins at `start` is read (centre square, at the config's rate, black
+            beyond the end); or frames, uint8 `[T, H, W, 3]` or `[B, T, H, W, 3]`, RGB.
+          start: Seconds into the file.
+
+        Returns:
+          `[D]`, or `[B, D]` for a batch.
+
+        Raises:
+          VideoError: where the file cannot be read.
+          ValueError: for frames of another shape or type.
+        """
+        return self._video(video, start)["video_embedding"]
+
+    def video_features(self, video: str | Path | np.ndarray, *, start: float = 0.0) -> np.ndarray:
+        """Return the pooled feature before the joint space, `mixed_5c` `[C]` or `[B, C]`; see `encode_video`."""
+        return self._video(video, start)["mixed_5c"]
+
+    def extract(
+        self,
+        path: str | Path,
+        *,
+        layer: str = "mixed_5c",
+        window: int | None = None,
+        stride: int | None = None,
+        fps: float | None = None,
+        size: int | None = None,
+        crop: str = "center",
+        batch_size: int = 8,
+        threads: int = 1,
+    ) -> np.ndarray:
+        """Return the features of a whole video, `[N, C]` float32, one row per window (`video.windows.window_batches`).
+
+        Args:
+          path: A video file.
+          layer: Output of the video encoder, such as 'mixed_5c' or 'video_embedding'.
+          window: Frames of a row; the config's clip if not given, as `fps` and `size`.
+          stride: Frames from one row to the next; the window if not given.
+          fps: Frames per second.
+          size: Height and width of a frame, pixels.
+          crop: 'center', the largest square, or 'none', the whole frame squeezed into one.
+          batch_size: Windows encoded at the same time; changes no feature.
+          threads: Decoder threads, 0 for one per core.
+
+        Raises:
+          VideoError: where the file cannot be used.
+          ConfigError: for a number out of range, or a layer that the encoder does not have.
+        """
+        from vlm_jax.video.windows import CROPS, window_batches
+
+        clips = self.config.clips
+        window, fps, size = window or clips.num_frames, fps or clips.fps, size or clips.size
+        numbers = {"window": window, "stride": stride or window, "fps": fps, "size": size, "batch_size": batch_size}
+        for name, value in numbers.items():
+            if value <= 0:
+                raise ConfigError(f"{name}: expected more than 0, found {value}")
+        if crop not in CROPS:
+            raise ConfigError(f"crop: {crop!r} is not one of {', '.join(CROPS)}")
+        self.feature_dim(layer, window=window, size=size)
+        batches = window_batches(path, **numbers, crop=crop, threads=threads)
+        rows = [outputs[layer] for _, outputs in predict_batches(self._encode["video"], self.variables, batches)]
+        return np.concatenate(rows).astype(np.float32)
+
+    def feature_dim(self, layer: str, *, window: int, size: int) -> int:
+        """Return C of an output of the video encoder, for windows of so many frames of `size` x `size` pixels.
+
+        Raises:
+          ConfigError: where the encoder has no such output, or none `[B, C]`.
+        """
+        video = jax.ShapeDtypeStruct((1, window, size, size, 3), np.uint8)
+        outputs = jax.eval_shape(self._encode["video"], self.variables, {"video": video})
+        vectors = {name: output.shape[1] for name, output in outputs.items() if output.ndim == 2}
+        if layer not in vectors:
+            raise ConfigError(f"layer: {layer!r} is not one of {', '.join(vectors)}")
+        return vectors[layer]
+
+    def encode_text(
+        self, sentences: Sequence[str], *, lower_case: bool | None = None, max_words: int | None = None
+    ) -> np.ndarray:
+        """Embed sentences: `[N, D]`. Words that the word list does not have are dropped.
+
+        Args:
+          sentences: As a person writes them.
+          lower_case: Whether they are lower-cased first; `config.text.lower_case` if not given.
+          max_words: How many known words of each are kept; `config.text.max_words_raw` if not given.
+
+        Raises:
+          VocabularyError: where the config names no usable word list.
+          ValueError: for a single string.
+        """
+        ids = self.word_ids(sentences, lower_case=lower_case, max_words=max_words)
+        return np.asarray(self._encode["text"](self.variables, {"text": ids})["text_embedding"])
+
+    def word_ids(
+        self, sentences: Sequence[str], *, lower_case: bool | None = None, max_words: int | None = None
+    ) -> np.ndarray:
+        """Return rows of the word table, int32 `[N, L]`, 0 after the last; all 0 where no word is known.
+
+        Arguments and errors as `encode_text`.
+        """
+        if isinstance(sentences, str):
+            raise ValueError("encode_text: expected a list of sentences, found one string")
+        text, vocabulary = self.config.text, self._words()
+        lower = text.lower_case if lower_case is None else lower_case
+        length = max_words or text.max_words_raw
+        return np.stack([word_list.encode(sentence, vocabulary, length, lower=lower) for sentence in sentences])
+
+    def text_features(self, sentences: Mapping[str, str], layer: str = "sentence") -> EncodedText:
+        """Return the features of sentences by name, for systems that work on them.
+
+        Args:
+          sentences: By name.
+          layer: 'sentence', the embedding `[S]`, or 'words', the word table's rows of the known words `[L, C]`.
+
+        Raises:
+          ConfigError: for another layer, or where no sentence has a known word.
+        """
+        if layer not in LAYERS:
+            raise ConfigError(f"layer: {layer!r} is not one of {', '.join(LAYERS)}")
+        ids = dict(zip(sentences, self.word_ids(list(sentences.values())), strict=True)) if sentences else {}
+        known = [name for name in sentences if ids[name].any()]
+        unknown = [name for name in sentences if not ids[name].any()]
+        text = self.config.text
+        if not known:
+            raise ConfigError(f"{text.vocabulary}: none of {len(sentences)} sentences has a word of this list")
+        if layer == "words":
+            table = np.asarray(_at(self.variables, WORD_TABLE))
+            vectors = {name: table[ids[name][ids[name] > 0]] for name in known}
+        else:
+            vectors = {}
+            for begin in range(0, len(known), SENTENCES):
+                names = known[begin : begin + SENTENCES]
+                filled = [sentences[name] for name in names] + [""] * (SENTENCES - len(names))  # compiled for one size
+                vectors |= dict(zip(names, self.encode_text(filled), strict=False))
+        settings = TextSettings(
+            layer=layer,
+            dim=vectors[known[0]].shape[-1],
+            fingerprint=self.fingerprint(),
+            vocabulary=hashlib.sha256("\n".join(self._words()).encode()).hexdigest(),
+            lower_case=text.lower_case,
+            max_words=text.max_words_raw,
+        )
+        return EncodedText(vectors, unknown, settings)
+
+    def _words(self) -> dict[str, int]:
+        if self._vocabulary is None:
+            self._vocabulary = word_list.load(self.config.text.vocabulary, self.config.text.rows)
+        return self._vocabulary
+
+    def _video(self, video: str | Path | np.ndarray, start: float) -> dict[str, np.ndarray]:
+        clips = self.config.clips
+        if isinstance(video, str | Path):
+            from vlm_jax.video import decode
+
+            filters = decode.square_crop(clips.size)
+            video = decode.read_clip(video, start=start, num_frames=clips.num_frames, fps=clips.fps, filters=filters)
+        if video.dtype != np.uint8 or video.ndim not in (4, 5) or video.shape[-1] != 3:
+            raise ValueError(f"encode_video: expected uint8 [T, H, W, 3], found {video.dtype} {list(video.shape)}")
+        batch = video if video.ndim == 5 else video[None]
+        outputs = jax.device_get(self._encode["video"](self.variables, {"video": batch}))
+        return {name: value if video.ndim == 5 else value[0] for name, value in outputs.items()}
+
+
+def _at(tree: Mapping, path: tuple[str, ...]) -> np.ndarray:
+    for name in path:
+        tree = tree[name]
+    return tree
