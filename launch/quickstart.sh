@@ -86,7 +86,7 @@ groundnlq() {
     $python launch/figures.py timeline --predictions $run-groundnlq/results/synthetic_queries.jsonl \
         --videos $data_short/world/test/videos --output $run-groundnlq/figures/timeline.png
     film=$(ls $data_short/world/test/videos/*.mp4 | head -n 1)
-    $python launch/predict.py --checkpoint $run-groundnlq --video "$film" --query "the red circle grows" --top_k 2 \
+    $python launch/predict.py --checkpoint $run-groundnlq --video "$film" --query "the red star grows" --top_k 2 \
         --figure $run-groundnlq/figures/film.png
     echo "synthetic: the right sentences.   synthetic_query_blind: the same moments, but all sentences read the same."
     echo "Results: $run-groundnlq/results   Picture: $run-groundnlq/figures/timeline.png"
