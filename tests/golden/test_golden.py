@@ -1,12 +1,16 @@
 """Runs every golden case of a folder: pytest tests/golden [--golden DIR]. A case without a checker fails."""
 
+import importlib
+import importlib.util
+
 import cases
-import check_ctrl
-import check_groundnlq
-import check_milnce
 import pytest
 
-CHECKERS = {"ctrl": check_ctrl.CHECKERS, "groundnlq": check_groundnlq.CHECKERS, "milnce": check_milnce.CHECKERS}
+
+def checkers(system):
+    """Those of `check_SYSTEM.py`, found by its name; none where there is no such file."""
+    name = f"check_{system}"
+    return importlib.import_module(name).CHECKERS if importlib.util.find_spec(name) else {}
 
 
 def pytest_generate_tests(metafunc):
@@ -23,7 +27,7 @@ def pytest_generate_tests(metafunc):
 
 def check(path, precision):
     case = cases.Case(path)
-    checker = cases.checker_for(CHECKERS.get(case.manifest["system"], {}), case.manifest["case"])
+    checker = cases.checker_for(checkers(case.manifest["system"]), case.manifest["case"])
     assert checker, f"{path}: no checker for the case {case.manifest['case']!r} of {case.manifest['system']!r}"
     checker(case, precision)
 

@@ -10,10 +10,12 @@ import pytest
 
 from data_prep.ctrl import prepare as preparation
 from data_prep.ctrl import sentences
+from vlm_jax import config as configs
 from vlm_jax import text_features as text_vectors
 from vlm_jax.annotations import Query, write
 from vlm_jax.errors import DataError
 from vlm_jax.systems.ctrl import data
+from vlm_jax.systems.ctrl.config import default_config
 from vlm_jax.text_features import TextSettings
 from vlm_jax.types import DataShard
 
@@ -33,7 +35,7 @@ def prepare(tmp_path, *words):
         return {row["item"]: row["reason"] for row in csv.DictReader(file)}
 
 
-def test_annotations_become_records_a_moment_each(tmp_path, capsys):
+def test_annotations_become_records_a_moment_each(tmp_path):
     queries = [
         Query("a", "v.mp4", "she sings", 100.0, ((1.0, 2.5), (10.0, 20.0))),
         Query("b", "v.mp4", "no vector", 100.0, ((1.0, 2.0),)),
@@ -53,7 +55,11 @@ def test_annotations_become_records_a_moment_each(tmp_path, capsys):
         ("a", "v.mp4", "she sings", 20.0, [200.0, 400.0]),
     ]
     np.testing.assert_array_equal(found[0].vector, np.arange(3, dtype=np.float32))
-    assert f"--config.model.sentence_dim=3 --config.data.text_source={SETTINGS.source}" in capsys.readouterr().out
+    config = default_config()
+    config.data.queries = str(tmp_path / "queries")
+    configs.describe(config)
+    assert (config.model.sentence_dim, config.data.text_source) == (3, SETTINGS.source)
+    assert TextSettings(**config.data.text_features) == SETTINGS
 
 
 def test_our_own_annotations_give_the_samples_of_the_released_form(tmp_path):

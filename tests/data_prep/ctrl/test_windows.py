@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from data_prep.ctrl import prepare as preparation
+from vlm_jax import config as configs
 from vlm_jax import features as feature_files
 from vlm_jax.errors import DataError
 from vlm_jax.features import Settings
 from vlm_jax.systems.ctrl import data
+from vlm_jax.systems.ctrl.config import default_config
 from vlm_jax.systems.ctrl.windows import sliding_windows
 
 SETTINGS = Settings("mixed_5c", 16, 8, 5.0, 224, "center", "float32", 4, "f" * 64)
@@ -40,7 +42,7 @@ def rules(features):
     return data.Rules(visual_dim=12, sentence_dim=3, video_source=source)
 
 
-def test_a_window_is_the_mean_of_the_rows_inside_it(tmp_path, features, capsys):
+def test_a_window_is_the_mean_of_the_rows_inside_it(tmp_path, features):
     words = ["--features", features, "--fps=20", "--lengths", 64, 128, "--ending=.avi"]
     reasons = {"short.avi": "shorter than a window", "nan.avi": "not finite", "wide.avi": "unreadable"}
     (tmp_path / "frames.pkl").write_bytes(pickle.dumps({"short": 40}))
@@ -54,7 +56,13 @@ def test_a_window_is_the_mean_of_the_rows_inside_it(tmp_path, features, capsys):
         np.testing.assert_allclose(feature, inside.mean() * np.ones(4))
     names = [f"{start}_{end}" for start, end in video.spans]
     assert names == sorted(names), "ties go by the order of the names, as with released files"
-    assert "--config.model.visual_dim=12 --config.data.video_source=mixed_5c:16/8@5:" in capsys.readouterr().out
+    config = default_config()
+    config.data.windows = str(tmp_path / "windows")
+    configs.describe(config)
+    assert config.model.visual_dim == 12
+    assert config.data.video_source == SETTINGS.source
+    assert Settings(**config.data.video_features) == SETTINGS
+    assert config.data.window.to_dict() == {"fps": 20.0, "lengths": [64, 128], "overlap": 0.8}
 
 
 def test_features_made_otherwise_are_refused(tmp_path, features):

@@ -12,6 +12,7 @@ import pytest
 from data_prep.groundnlq import annotations
 from data_prep.groundnlq import prepare as preparation
 from data_prep.groundnlq.stores import TEXT_KEYS, VIDEO_KEYS, decode, open_store, words
+from vlm_jax import config as configs
 from vlm_jax.data.feature_store import CLIPS, FeatureStore, clip_features, read_records
 from vlm_jax.data.pipeline import Split
 from vlm_jax.data.protocol import read_protocol
@@ -19,6 +20,7 @@ from vlm_jax.errors import DataError
 from vlm_jax.features import Settings, save, write_settings
 from vlm_jax.interop import torch_files
 from vlm_jax.systems.groundnlq import data
+from vlm_jax.systems.groundnlq.config import default_config
 
 RULES = data.Rules(video_dim=nlq_files.WIDTH, text_dim=nlq_files.WORD, max_length=64, buckets=(64,))
 
@@ -227,7 +229,12 @@ def test_own_annotations_and_own_features(tmp_path):
         "feature_stride": 8.0,
         "fps": 4.0,
     }
-    assert protocol["video_source"].startswith("mixed_5c:")
+    assert protocol["video_source"] == settings.source
+    config = default_config()
+    config.data.features = str(tmp_path / "features")
+    configs.describe(config)
+    assert (config.model.video_dim, config.data.feature_stride, config.data.fps) == (4, 8.0, 4.0)
+    assert Settings(**config.data.video_features) == settings
     (record,) = read_records(Split(str(tmp_path / "features"), CLIPS), clip_features())
     assert record["clip"] == b"films/mine"
     line = {"qid": "q", "video": "films/mine", "query": "a door", "duration": 10, "spans": [[1, 2], [4, 5]]}
