@@ -41,15 +41,16 @@ def main() -> None:
     variables = restore_variables(folder, abstract, average=arguments.average)
     for name in arguments.evaluator or task.evaluators:
         evaluator = task.evaluators[name]
-        evaluation = evaluate.run(evaluator, variables, mesh, config.evaluate.batch_size)
+        results = arguments.workdir / "results"
+        evaluation = evaluate.run(evaluator, variables, mesh, config.evaluate.batch_size, results)
         if jax.process_index():
             continue
         origin = {"checkpoint": str(folder), "config": arguments.config}
-        evaluate.write_results(arguments.workdir / "results", name, evaluation, evaluator, origin)
+        evaluate.write_results(results, name, evaluation, evaluator, origin)
         print(f"{name} ({folder}):")
         for metric, value in evaluation.metrics.items():
             print(f"  {metric:<24} {value:.4f}")
-        print(f"  written to {arguments.workdir / 'results' / name}.json")
+        print(f"  written to {results / name}.json")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vlm_jax import systems
-from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, PyTree, Variables
+from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, PyTree, Sink, Variables
 
 Rules = Sequence[tuple[str, jax.sharding.PartitionSpec]]
 """(regular expression on 'a/b/kernel', how it is sharded); the first match wins, no match replicates."""
@@ -32,17 +32,23 @@ class Evaluator:
     """One protocol on one data set.
 
     Attributes:
-      data: Finite pipeline of padded batches with `mask` [B] and `index` [B], equally many on every process.
-      predict_fn: Jitted by the loop; outputs keep the batch axis first.
-      score_fn: Device work over all items at once, ordered by index.
-      summarize: Metrics of the whole set; numpy, on process 0.
+      data: Finite pipeline of padded batches with `mask` [B] and `index` [B], equally many on every process; its
+        `epoch_examples` is the number of items, and each of these comes once.
+      predict_fn: Function from a batch to its outputs, batch axis first; jitted by the loop.
+      sink: Where outputs that are larger than memory go, as they come, under the results folder. The outputs of all
+        items are then what `Sink.finish` returns. Without a sink, or without a folder, they are collected in memory:
+        on process 0, and on every process only if there is a `score_fn`.
+      score_fn: Device work over the outputs of all items, ordered by index, in blocks (`train.scoring`). Every process
+        calls it, since all devices of the mesh take part; what it returns, host arrays, counts on process 0 alone.
+      summarize: Metrics of the outputs of all items and of `score_fn`; numpy, on process 0.
       write: Puts predictions under the results folder; on process 0.
       protocol: What a reader needs to know to trust the numbers; written beside them.
     """
 
     data: Callable[[DataShard], Pipeline]
     predict_fn: Callable[[Variables, Batch], Outputs]
-    score_fn: Callable[[Variables, Outputs], Outputs] | None = None
+    sink: Callable[[Path], Sink] | None = None
+    score_fn: Callable[[Variables, Outputs, jax.sharding.Mesh], Outputs] | None = None
     summarize: Callable[[Outputs], dict[str, float]] | None = None
     write: Callable[[Outputs, Path], None] | None = None
     protocol: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -60,3 +60,26 @@ class Pipeline(Protocol):
 
     def restore(self, position: int) -> None:
         """Makes the next iteration begin after that many examples."""
+
+
+class Sink(Protocol):
+    """Where an evaluation writes outputs that are larger than memory, batch by batch and process by process."""
+
+    def resume(self, evaluation: Mapping[str, Any]) -> int:
+        """Return how many batches, from the first, this process has written already.
+
+        Args:
+          evaluation: What is evaluated and how, as JSON values; parts that another evaluation wrote are an error.
+        """
+
+    def write(self, number: int, index: np.ndarray, outputs: Outputs) -> None:
+        """Write this process's part of batch `number`, completely or not at all: items `index` [n], outputs [n, ...].
+
+        A part that has been written already stays.
+        """
+
+    def finish(self, total: int) -> Outputs:
+        """Merge the parts of all processes and return the outputs of items 0 to `total` - 1, in order, not in memory.
+
+        All processes call it after their last batch.
+        """

@@ -14,6 +14,7 @@ from vlm_jax.systems.milnce import captions
 from vlm_jax.systems.milnce.linear_probe import linear_probe
 from vlm_jax.systems.milnce.task import make_task
 from vlm_jax.text import word_list
+from vlm_jax.train import sharding
 from vlm_jax.train.schedule import make_schedule
 from vlm_jax.video import decode, sampling, write
 
@@ -135,7 +136,7 @@ def check_retrieval_protocol(case, precision):
     config = configs.load("configs/milnce_quickstart.py")
     evaluator = make_task(config).evaluators["clips"]
     outputs = {"video": case["in/window_video_embeddings"].mean(1), "text": case["in/text_embeddings"]}
-    similarity = np.asarray(evaluator.score_fn({}, outputs)["similarity"])
+    similarity = np.asarray(evaluator.score_fn({}, outputs, sharding.make_mesh(config.mesh))["similarity"])
     np.testing.assert_allclose(similarity, case["out/similarity"], rtol=1e-5, atol=1e-5)
     ours = evaluator.summarize({"similarity": similarity})
     assert [ours["R@1"], ours["R@5"], ours["R@10"], ours["median_rank"]] == list(case["out/metrics"])

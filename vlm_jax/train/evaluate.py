@@ -1,69 +1,78 @@
 """The evaluation loop of every system."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
+from vlm_jax.errors import DataError
 from vlm_jax.progress import Progress
 from vlm_jax.task import Evaluator
-from vlm_jax.train import sharding
-from vlm_jax.types import DataShard, Outputs, Variables
+from vlm_jax.train.batches import predict_batches
+from vlm_jax.train.sinks import Rows
+from vlm_jax.train.state import fingerprint
+from vlm_jax.types import DataShard, Outputs, Pipeline, Sink, Variables
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluator found: metrics, and the outputs of all items in order (empty off process 0)."""
+    """What an evaluator found.
+
+    Attributes:
+      metrics: Metrics by name, the same on every process.
+      outputs: Outputs of all items by index, and those of `score_fn`; empty on all processes but process 0.
+    """
 
     metrics: dict[str, float]
     outputs: Outputs
 
 
-def run(evaluator: Evaluator, variables: Variables, mesh: Mesh, batch_size: int) -> Evaluation:
-    """Predicts every item once, scores and summarises.
+def run(
+    evaluator: Evaluator, variables: Variables, mesh: Mesh, batch_size: int, folder: Path | None = None
+) -> Evaluation:
+    """Predict every item once, score and summarise; all processes call it.
 
     Padding goes by the batch's `mask`, order by its `index`, so neither the number of processes nor the batch size
     changes a metric.
 
     Args:
-      evaluator: What to run.
-      variables: Of the model.
-      mesh: Where.
-      batch_size: Of the global batch; rounded up to what the mesh divides.
+      evaluator: Data, functions and sink.
+      variables: Variables of the model.
+      mesh: Devices over which batches are sharded.
+      batch_size: Size of the global batch; rounded up to a multiple of the data shards.
+      folder: Where the evaluator's sink writes. A killed evaluation resumes from what lies there. Without a folder
+        the outputs are collected in memory.
+
+    Raises:
+      DataError: for an item that is missing or came twice, or parts of another evaluation in `folder`.
     """
     shards = mesh.shape["data"]
     batch_size = -(-batch_size // shards) * shards
-    shard = DataShard(jax.process_index(), jax.process_count(), batch_size, 0)
-    predict = jax.jit(evaluator.predict_fn, out_shardings=NamedSharding(mesh, PartitionSpec()))
-    collected: list[dict[str, np.ndarray]] = []
-    data = evaluator.data(shard)
-    with Progress("evaluating", data.epoch_examples(), enabled=jax.process_index() == 0) as progress:
-        for batch in data:
-            inputs = {name: value for name, value in batch.items() if name not in ("mask", "index")}
-            outputs = jax.device_get(predict(variables, sharding.shard_batch(mesh, inputs)))
-            mask, index = _gather(batch["mask"]).astype(bool), _gather(batch["index"])
-            collected.append({name: value[mask] for name, value in {**outputs, "index": index}.items()})
-            progress.advance(int(mask.sum()))
-    merged = {name: np.concatenate([part[name] for part in collected]) for name in collected[0]}
-    order = np.argsort(merged["index"], kind="stable")
-    index = merged["index"][order]
-    if len(np.unique(index)) != len(index):
-        raise ValueError(f"evaluation: {len(index) - len(np.unique(index))} items came twice")
-    outputs: Mapping[str, Any] = {name: value[order] for name, value in merged.items()}
+    data = evaluator.data(DataShard(jax.process_index(), jax.process_count(), batch_size, 0))
+    if not data.epoch_examples():
+        raise DataError("evaluation: the data have no items")
+    if evaluator.sink and folder is not None:
+        outputs = _stream(evaluator, evaluator.sink(folder), data, variables, mesh, batch_size)
+    else:
+        outputs = _collect(evaluator, data, variables, mesh, batch_size)
     if evaluator.score_fn:
-        outputs = {**outputs, **jax.device_get(evaluator.score_fn(variables, outputs))}
-    metrics = evaluator.summarize(outputs) if evaluator.summarize else {}
-    return Evaluation(metrics, outputs)
+        outputs = {**outputs, **jax.device_get(evaluator.score_fn(variables, outputs, mesh))}
+    if jax.process_index():
+        outputs = {}
+    metrics = evaluator.summarize(outputs) if outputs and evaluator.summarize else {}
+    return Evaluation(_from_first(metrics), outputs)
 
 
 def write_results(folder: Path, name: str, evaluation: Evaluation, evaluator: Evaluator, origin: Mapping) -> None:
-    """Writes `NAME.json` (metrics, protocol, origin) and what the evaluator itself writes."""
+    """Write `NAME.json` (metrics, protocol, origin) and what the evaluator itself writes, on process 0."""
+    if jax.process_index():
+        return
     folder.mkdir(parents=True, exist_ok=True)
     content = {"metrics": evaluation.metrics, "protocol": dict(evaluator.protocol), **origin}
     (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -71,8 +80,58 @@ def write_results(folder: Path, name: str, evaluation: Evaluation, evaluator: Ev
         evaluator.write(evaluation.outputs, folder)
 
 
-def _gather(local: np.ndarray) -> np.ndarray:
-    """The global batch of an array that every process holds a consecutive part of."""
+def _collect(evaluator: Evaluator, data: Pipeline, variables: Variables, mesh: Mesh, batch_size: int) -> Outputs:
+    """The outputs of all items in memory, on every process if there is a `score_fn`, else on process 0."""
+    rows = Rows(data.epoch_examples())
+    keep = jax.process_index() == 0 or evaluator.score_fn is not None
+    found = predict_batches(evaluator.predict_fn, variables, data, mesh=mesh, gather=True)
+    for index, outputs in _shown(found, 0, data.epoch_examples(), batch_size):
+        if keep:
+            rows.put(index, outputs)
+    return rows.finish() if keep else {}
+
+
+def _stream(
+    evaluator: Evaluator, sink: Sink, data: Pipeline, variables: Variables, mesh: Mesh, batch_size: int
+) -> Outputs:
+    """The outputs of all items in a sink, to which every process writes its own; resumes where all have written."""
+    total = data.epoch_examples()
+    written = sink.resume(
+        {
+            **{f"protocol.{name}": value for name, value in evaluator.protocol.items()},
+            "items": total,
+            "batch_size": batch_size,
+            "processes": jax.process_count(),
+            "variables": fingerprint(variables),
+        }
+    )
+    # All devices take part in a batch, so one that any process lacks is computed again by all.
+    done = int(np.min(multihost_utils.process_allgather(np.asarray(written))))
+    data.restore(done * batch_size)
+    found = predict_batches(evaluator.predict_fn, variables, data, mesh=mesh)
+    for number, (index, outputs) in enumerate(_shown(found, done, total, batch_size), start=done):
+        sink.write(number, index, outputs)
+    return sink.finish(total)
+
+
+def _shown(
+    found: Iterator[tuple[np.ndarray, Outputs]], done: int, total: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, Outputs]]:
+    """The same batches, with a progress bar that begins after `done` of them."""
+    start = min(done * batch_size, total)
+    with contextlib.closing(found), Progress("evaluating", total, enabled=not jax.process_index(), start=start) as bar:
+        for number, batch in enumerate(found, start=done):
+            yield batch
+            bar.advance(min(batch_size, total - number * batch_size))
+
+
+def _from_first(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of process 0 on every process: best checkpoints are chosen by all of them alike."""
     if jax.process_count() == 1:
-        return np.asarray(local)
-    return np.asarray(multihost_utils.process_allgather(np.asarray(local), tiled=True))
+        return dict(metrics)
+    text = np.frombuffer(json.dumps(metrics, default=float).encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    padded = np.zeros(length, np.uint8)
+    if jax.process_index() == 0:
+        padded[:] = text
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded), np.uint8).tobytes())

@@ -1,17 +1,14 @@
 """The training loop of every system."""
 
 import contextlib
-import queue
 import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jax.stages import Compiled
 from ml_collections import ConfigDict
 
@@ -20,13 +17,14 @@ from vlm_jax.errors import UserError
 from vlm_jax.progress import Progress
 from vlm_jax.task import Task
 from vlm_jax.train import evaluate, sharding
+from vlm_jax.train.batches import read_ahead, runs_in_turn
 from vlm_jax.train.checkpoint import Checkpoints, restore_variables
 from vlm_jax.train.hardware import peak_flops, step_flops
 from vlm_jax.train.metrics_log import MetricsLog
 from vlm_jax.train.optimizer import parameter_names, path_name
 from vlm_jax.train.setup import Setup, compile_step, prepare
 from vlm_jax.train.state import TrainState
-from vlm_jax.types import DataShard, Pipeline, PyTree, Variables
+from vlm_jax.types import DataShard, PyTree, Variables
 
 
 class TrainingError(UserError):
@@ -91,13 +89,13 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
 
     pipeline.restore(position)
     step = start
-    # Several CPU devices share one pool of threads, in which queued steps can wait for one another until XLA aborts.
-    in_turn = jax.default_backend() == "cpu" and jax.local_device_count() > 1
+    in_turn = runs_in_turn()
     try:
         if step == 0 and config.evaluate.at_start:
             run_evaluators(0)
         progress = Progress("training", total, enabled=first, start=start)
-        with progress, contextlib.closing(_prefetch(pipeline, mesh)) as batches:
+        placed = (sharding.shard_batch(mesh, batch) for batch in pipeline)
+        with progress, contextlib.closing(read_ahead(placed)) as batches:
             while step < total:
                 waiting = time.monotonic()
                 batch = next(batches)
@@ -223,40 +221,6 @@ class _StopSignal:
     def restore(self) -> None:
         if self.main and jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self.previous)
-
-
-def _prefetch(pipeline: Pipeline, mesh: Mesh, ahead: int = 2) -> Iterator[PyTree]:
-    """Reads and places batches in a thread, a few ahead of the step, until it is closed."""
-    ready: queue.Queue = queue.Queue(maxsize=ahead)
-    closed = threading.Event()
-
-    def offer(item: PyTree) -> None:
-        while not closed.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def read() -> None:
-        try:
-            for batch in pipeline:
-                offer(sharding.shard_batch(mesh, batch))
-                if closed.is_set():
-                    return
-        except Exception as error:
-            offer(error)
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        while True:
-            batch = ready.get()
-            if isinstance(batch, Exception):
-                raise batch
-            yield batch
-    finally:
-        closed.set()
-        reader.join()
 
 
 def _with_variables(state: TrainState, variables: Variables, setup: Setup) -> TrainState:

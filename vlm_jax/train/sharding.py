@@ -106,3 +106,34 @@ def shard_batch(mesh: Mesh, batch: Batch) -> PyTree:
     """Makes global arrays of every process's consecutive part of the batch."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, np.asarray(value)), dict(batch))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(mesh: Mesh | None, tree: PyTree) -> PyTree:
+    """Put a copy of every leaf on each device of the mesh, or on the default device where there is no mesh.
+
+    Leaves that are on all devices of the mesh already stay as they are. All processes give the same values.
+    """
+    if mesh is None:
+        return jax.device_put(tree)
+    devices, where = set(mesh.devices.flat), replicated(mesh)
+
+    def place(leaf: jax.Array | np.ndarray) -> jax.Array:
+        if isinstance(leaf, jax.Array) and leaf.sharding.device_set == devices:
+            return leaf
+        array = np.asarray(leaf)
+        return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
+
+    return jax.tree.map(place, tree)
+
+
+def local_rows(array: jax.Array | np.ndarray) -> np.ndarray:
+    """The rows that this process holds of an array sharded over its first axis, in order and each once."""
+    if isinstance(array, np.ndarray) or array.is_fully_addressable:
+        return np.asarray(array)
+    parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}
+    return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])

@@ -1,11 +1,14 @@
 """Everything that a training step changes."""
 
+import hashlib
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.experimental import multihost_utils
 
 from vlm_jax.types import ModelState, Params, PyTree, Variables
 
@@ -50,3 +53,14 @@ def create_state(
         ema_params=jax.tree.map(jnp.copy, params) if ema else None,
         key=key,
     )
+
+
+def fingerprint(variables: Variables) -> str:
+    """Return a digest (SHA-256) of the names, shapes and values of all variables, the same on every process."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        spread = isinstance(leaf, jax.Array) and not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+        array = np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if spread else leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -4,12 +4,14 @@ import functools
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from vlm_jax.ops import nms
 from vlm_jax.systems.ctrl.metrics import SUPPRESSION_MARGIN, Answers
 from vlm_jax.systems.ctrl.model import Ctrl
+from vlm_jax.train import sharding
+from vlm_jax.train.scoring import Score, score_matrix
 from vlm_jax.types import Variables
 
 LEAST_WINDOWS = 64
@@ -17,39 +19,31 @@ LEAST_WINDOWS = 64
 SENTENCES = 8
 """Sets of sentences are filled up to a multiple of this many."""
 
-Compare = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Embeddings of windows `[M, D]` and sentences `[N, D]` -> `[N, M, 3]`."""
+Compare = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
+"""Embeddings of windows `[M, D]` and sentences `[N, D]` -> `[N, M, 3]` on process 0, None on the others."""
 
 
-def make_comparison(model: Ctrl, variables: Variables, *, sentences: int = 16, windows: int = 256) -> Compare:
-    """A function that compares any number of sentences and windows, compiled once.
+def make_comparison(
+    model: Ctrl, variables: Variables, mesh: Mesh | None = None, *, sentences: int = 16, windows: int = 256
+) -> Compare:
+    """Return a function that compares any number of sentences and windows, compiled once.
 
     Args:
-      model: Of the variables.
-      variables: Only those of the comparison are used.
-      sentences: Compared at the same time.
-      windows: The same; memory grows with their product.
+      model: Network of the variables.
+      variables: Parameters; only those of the comparison are used.
+      mesh: Devices that share the work; all of its processes call the function. Without one, the default device.
+      sentences: Number of sentences that are compared at the same time.
+      windows: Number of windows; memory grows with the product.
     """
-    params = jax.device_get({name: variables["params"][name] for name in ("hidden", "output")})
-    params = jax.tree.map(jnp.asarray, params)  # once on one device, wherever they came from
-    compare = jax.jit(
-        lambda params, clips, sentences: model.apply({"params": params}, clips, sentences, method="compare")
-    )
+    params = sharding.replicate(mesh, {name: variables["params"][name] for name in ("hidden", "output")})
+    compare, blocks = _comparison(model), {"row_block": sentences, "column_block": windows}
+    return lambda clips, texts: score_matrix(compare, params, texts, clips, mesh, **blocks)
 
-    def run(clips: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        out = np.empty((len(texts), len(clips), 3), np.float32)
-        made = []
-        for row in range(0, len(texts), sentences):
-            for column in range(0, len(clips), windows):
-                part = clips[column : column + windows], texts[row : row + sentences]
-                filled = _filled(part[0], windows), _filled(part[1], sentences)
-                made.append((row, column, compare(params, *filled)))
-        for row, column, values in made:
-            place = out[row : row + sentences, column : column + windows]
-            place[:] = np.asarray(values)[: place.shape[0], : place.shape[1]]
-        return out
 
-    return run
+@functools.cache
+def _comparison(model: Ctrl) -> Score:
+    """The comparison as one object for all calls, so that a later evaluation does not compile it again."""
+    return lambda params, sentences, clips: model.apply({"params": params}, clips, sentences, method="compare")
 
 
 def pick(segments: np.ndarray, scores: np.ndarray, limit: float, max_picks: int) -> np.ndarray:
@@ -118,7 +112,3 @@ def _pick(segments: jax.Array, scores: jax.Array, mask: jax.Array, limit: jax.Ar
         return kept.index
 
     return jax.vmap(row)(segments, scores, mask)
-
-
-def _filled(rows: np.ndarray, count: int) -> jax.Array:
-    return jnp.asarray(np.pad(rows, ((0, count - len(rows)), (0, 0))))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vlm_jax.data.synthetic import SyntheticPipeline
@@ -160,13 +161,15 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
     def predict(variables: Variables, batch: Batch) -> Outputs:
         return embed_clips(model, variables, batch) | embed_sentences(model, variables, batch)
 
-    def score(variables: Variables, outputs: Outputs) -> Outputs:
-        run = make_comparison(model, variables, **config.tile)
+    def score(variables: Variables, outputs: Outputs, mesh: Mesh) -> Outputs:
+        run = make_comparison(model, variables, mesh, **config.tile)
         content, _ = loaded()
         spans, best = content.spans_by_video(), np.full((len(content.queries), len(thresholds), max(ks), 3), np.nan)
         for video, numbers in content.by_video().items():
             rows, windows = spans[video]
             pairs = run(outputs["clip_embedding"][rows], outputs["sentence_embedding"][numbers])
+            if pairs is None:
+                continue  # process 0 has them
             found = answer(video, windows, content.truth(numbers), pairs, thresholds, max(ks))
             best[numbers] = np.stack([found.best[threshold] for threshold in thresholds], 1)
         return {"best": best}

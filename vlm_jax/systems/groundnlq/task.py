@@ -227,31 +227,30 @@ def _moments(config: ConfigDict, name: str, model: GroundNLQ, options: Decoding,
 
         return data.EvaluationPipeline(queries(), stores(wanted.features), make_rules(config, train=False), shard)
 
-    def score(variables: Variables, outputs: Outputs) -> Outputs:
-        del variables
-        return {"answers": answers.by_query(config, queries(), stores(wanted.features), outputs)}
+    def by_query(outputs: Outputs) -> list[np.ndarray]:
+        return answers.by_query(config, queries(), stores(wanted.features), outputs)
 
     def summarize(outputs: Outputs) -> dict[str, float]:
         truths = [query.spans for query in queries()]
         metrics = {"queries": float(len(truths))}
         if truths and all(len(truth) for truth in truths):
-            metrics |= moment_metrics(outputs["answers"], truths, tuple(wanted.thresholds), tuple(wanted.ks))
+            metrics |= moment_metrics(by_query(outputs), truths, tuple(wanted.thresholds), tuple(wanted.ks))
         return metrics
 
     def write(outputs: Outputs, folder: Path) -> None:
+        found = by_query(outputs)
         lines = [
-            answers.query_line(query, found) | {"truth": query.spans.tolist()}
-            for query, found in zip(queries(), outputs["answers"], strict=True)
+            answers.query_line(query, moments) | {"truth": query.spans.tolist()}
+            for query, moments in zip(queries(), found, strict=True)
         ]
         (folder / f"{name}_queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        submission = answers.submission(queries(), outputs["answers"])
+        submission = answers.submission(queries(), found)
         if submission:
             (folder / f"{name}_submission.json").write_text(json.dumps(submission))
 
     return Evaluator(
         data=data,
         predict_fn=functools.partial(find_moments, model, options),
-        score_fn=score,
         summarize=summarize,
         write=write,
         protocol={

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vlm_jax.data.synthetic import SyntheticPipeline
@@ -21,11 +22,14 @@ from vlm_jax.systems.milnce.linear_probe import linear_probe, require_solver
 from vlm_jax.systems.milnce.model import MilNce, TextTower
 from vlm_jax.task import Aux, Evaluator, Task
 from vlm_jax.text import word_list
+from vlm_jax.train.scoring import score_matrix
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, Variables
 
 WORD_TABLE = ("frozen", "text", "word_embd")
 
 FRAME_ORDERS = ("filmed", "shuffled", "reversed")
+SIMILARITY_BLOCK = 1024
+"""Most sentences and videos that are compared at the same time."""
 """How evaluation shows a clip; what a model loses by the last two is what it had from motion and order."""
 
 
@@ -209,9 +213,11 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
             "text": encode_text(variables, {"text": batch["text"]})["text_embedding"],
         }
 
-    def score(variables: Variables, outputs: Outputs) -> Outputs:
+    def score(variables: Variables, outputs: Outputs, mesh: Mesh) -> Outputs:
         del variables
-        return {"similarity": jnp.matmul(outputs["text"], outputs["video"].T, precision="highest")}
+        size = min(SIMILARITY_BLOCK, len(outputs["text"]))
+        blocks = {"row_block": size, "column_block": size}
+        return {"similarity": score_matrix(dot_products, {}, outputs["text"], outputs["video"], mesh, **blocks)}
 
     def write(outputs: Outputs, folder: Path) -> None:
         from vlm_jax.systems.milnce import evaluation_data as data
@@ -239,6 +245,12 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
             "words": config.text.max_words_retrieval,
         },
     )
+
+
+def dot_products(variables: Variables, text: jax.Array, video: jax.Array) -> jax.Array:
+    """Return the dot products of sentences [R, D] and videos [C, D]: [R, C]."""
+    del variables
+    return jnp.matmul(text, video.T, precision="highest")
 
 
 def summarize_retrieval(similarity: np.ndarray) -> dict[str, float]:

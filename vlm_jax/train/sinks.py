@@ -1,0 +1,181 @@
+"""Outputs of an evaluation as arrays on disk, for what is larger than memory: feature banks, dense predictions."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vlm_jax.errors import DataError
+from vlm_jax.types import Outputs
+
+STAMP = "evaluation.json"
+"""File beside parts and arrays that states what was evaluated and how."""
+
+
+class Rows:
+    """Outputs of items that come in any order, each exactly once.
+
+    Args:
+      total: Number of items.
+      allocate: (name, shape, type) -> the array that holds one output of all items.
+    """
+
+    def __init__(
+        self, total: int, allocate: Callable[[str, tuple[int, ...], np.dtype], np.ndarray] | None = None
+    ) -> None:
+        self.total, self.seen = total, np.zeros(total, np.int32)
+        self.allocate = allocate or (lambda name, shape, dtype: np.empty(shape, dtype))
+        self.arrays: dict[str, np.ndarray] = {}
+
+    def put(self, index: np.ndarray, outputs: Outputs) -> None:
+        """Place the outputs [n, ...] of the items `index` [n].
+
+        Raises:
+          DataError: for an item that does not exist, or an output whose shape or type changes between batches.
+        """
+        if len(index) and not (index.min() >= 0 and index.max() < self.total):
+            wrong = int(index.max()) if index.max() >= self.total else int(index.min())
+            raise DataError(f"evaluation: found item {wrong}, expected items 0 to {self.total - 1}")
+        np.add.at(self.seen, index, 1)
+        if not self.arrays:
+            self.arrays = {
+                name: self.allocate(name, (self.total, *value.shape[1:]), value.dtype)
+                for name, value in outputs.items()
+            }
+        for name, array in self.arrays.items():
+            found = outputs[name]
+            if (found.shape[1:], found.dtype) != (array.shape[1:], array.dtype):
+                raise DataError(
+                    f"evaluation: output {name} is {found.dtype} {list(found.shape[1:])} in one batch and "
+                    f"{array.dtype} {list(array.shape[1:])} in another"
+                )
+            array[index] = found
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """Return the arrays, rows by index.
+
+        Raises:
+          DataError: for an item that is missing or came twice.
+        """
+        for problem, wrong in (("is missing", self.seen == 0), ("came more than once", self.seen > 1)):
+            items = np.flatnonzero(wrong)
+            if len(items):
+                raise DataError(
+                    f"evaluation: item {items[0]} of {self.total} {problem}"
+                    + (f" (and {len(items) - 1} more)" if len(items) > 1 else "")
+                )
+        return self.arrays
+
+
+class ArraySink:
+    """A folder with one `NAME.npy` per output, rows by index; `np.load(path, mmap_mode="r")` reads it.
+
+    Until all items are there, the parts of every batch and process lie in `FOLDER.parts/`. Several processes share the
+    file system. Types that `.npy` does not know, such as bfloat16, become float32.
+
+    Args:
+      folder: Where the arrays go; what lies there is replaced when the evaluation is complete.
+      fingerprint: What the arrays depend on beside variables, batch size and protocol, as JSON values.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any] | None = None) -> None:
+        self.folder, self.fingerprint = folder, dict(fingerprint or {})
+        self.parts = self._beside("parts")
+        self.batches = 0
+
+    def resume(self, evaluation: Mapping[str, Any]) -> int:
+        """Return how many batches, from the first, this process has written already.
+
+        Raises:
+          DataError: for parts of another evaluation.
+        """
+        stamp = json.loads(json.dumps({**self.fingerprint, **evaluation}, default=str))
+        path = self.parts / STAMP
+        if path.is_file():
+            found = json.loads(path.read_text())
+            for key in sorted(found.keys() | stamp.keys()):
+                if found.get(key) != stamp.get(key):
+                    raise DataError(
+                        f"{self.parts}: parts of another evaluation: {key} is {found.get(key)!r} there, expected "
+                        f"{stamp.get(key)!r}; delete the folder, or evaluate as before"
+                    )
+        else:
+            self.parts.mkdir(parents=True, exist_ok=True)
+            _write(path, lambda file: file.write(json.dumps(stamp, indent=2).encode()))
+        self.batches = 0
+        while self._part(self.batches).is_file():
+            self.batches += 1
+        return self.batches
+
+    def write(self, number: int, index: np.ndarray, outputs: Outputs) -> None:
+        """Write this process's part of batch `number`, completely or not at all; one that is there stays."""
+        self.batches = max(self.batches, number + 1)
+        if self._part(number).is_file():
+            return
+        arrays = {name: _storable(np.asarray(value)) for name, value in outputs.items()}
+        _write(self._part(number), lambda file: np.savez(file, index=index, **arrays))
+
+    def finish(self, total: int) -> dict[str, np.ndarray]:
+        """Merge the parts of all processes on process 0, and return the memory-mapped arrays on every process.
+
+        Raises:
+          DataError: for an item that is missing or came twice, or a part that another process wrote elsewhere.
+        """
+        multihost_utils.sync_global_devices(f"written {self.folder}")
+        if jax.process_index() == 0:
+            self._merge(total)
+        multihost_utils.sync_global_devices(f"merged {self.folder}")
+        return {path.stem: np.load(path, mmap_mode="r") for path in sorted(self.folder.glob("*.npy"))}
+
+    def _merge(self, total: int) -> None:
+        merged, before, done = (self._beside(suffix) for suffix in ("merging", "before", "done"))
+        for stale in (merged, before, done):
+            shutil.rmtree(stale, ignore_errors=True)
+        merged.mkdir(parents=True)
+
+        def allocate(name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+            return np.lib.format.open_memmap(merged / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+
+        rows = Rows(total, allocate)
+        for number in range(self.batches):
+            for process in range(jax.process_count()):
+                path = self._part(number, process)
+                if not path.is_file():
+                    raise DataError(f"{path}: no such part; expected a file system that all processes share")
+                with np.load(path) as part:
+                    rows.put(part["index"], {name: part[name] for name in part.files if name != "index"})
+        for array in rows.finish().values():
+            array.flush()
+        shutil.copy(self.parts / STAMP, merged / STAMP)
+        if self.folder.exists():
+            self.folder.rename(before)
+        merged.rename(self.folder)
+        # Renamed first: parts without their stamp must not lie where the next evaluation looks for its own.
+        self.parts.rename(done)
+        for stale in (before, done):
+            shutil.rmtree(stale, ignore_errors=True)
+
+    def _beside(self, suffix: str) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.{suffix}")
+
+    def _part(self, number: int, process: int | None = None) -> Path:
+        process = jax.process_index() if process is None else process
+        return self.parts / f"{number:07d}-{process:04d}.npz"
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype.kind == "V" else array
+
+
+def _write(path: Path, write: Callable[[Any], Any]) -> None:
+    """Writes a file under a temporary name, its own for every process, and renames it."""
+    temporary = path.with_name(f".{path.name}.{jax.process_index()}")
+    with open(temporary, "wb") as file:
+        write(file)
+    os.replace(temporary, path)
