@@ -1,6 +1,5 @@
 """What all predictors share: a restored checkpoint, its compiled functions, and the forms of their answers."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vlm_jax.extraction import Extractor
+from vlm_jax.train.state import fingerprint
 from vlm_jax.types import Batch, Outputs, Variables
 
 
@@ -63,12 +63,7 @@ class Predictor:
 
     def fingerprint(self) -> str:
         """Return a digest (SHA-256) of the names, shapes and values of all variables: equal weights, equal text."""
-        digest = hashlib.sha256()
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
-            array = np.asarray(leaf)
-            digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-            digest.update(array.tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.variables)
 
 
 def moments_of(rows: Sequence[Sequence[float]]) -> list[Moment]:

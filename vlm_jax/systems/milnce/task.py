@@ -28,9 +28,9 @@ from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipelin
 WORD_TABLE = ("frozen", "text", "word_embd")
 
 FRAME_ORDERS = ("filmed", "shuffled", "reversed")
+"""How evaluation shows a clip; what a model loses by the last two is what it had from motion and order."""
 SIMILARITY_BLOCK = 1024
 """Most sentences and videos that are compared at the same time."""
-"""How evaluation shows a clip; what a model loses by the last two is what it had from motion and order."""
 
 
 def make_task(config: ConfigDict) -> Task:
