@@ -13,7 +13,8 @@ from vlm_jax import config as configs
 from vlm_jax.interop.rules import flatten
 from vlm_jax.losses.nce import mil_nce
 from vlm_jax.models.s3d import S3D
-from vlm_jax.ops.convolution import DIRECT, FACTORISED, convolve, space_to_depth
+from vlm_jax.ops import forms
+from vlm_jax.ops.convolution import convolve, space_to_depth
 from vlm_jax.systems.milnce import interop as names
 from vlm_jax.systems.milnce.model import TextTower
 from vlm_jax.systems.milnce.task import make_task
@@ -104,8 +105,8 @@ def in_precision(checker):
 
 
 @functools.lru_cache
-def video_tower(space_to_depth, embedding_dim, form):
-    model = S3D(embedding_dim=embedding_dim, space_to_depth=space_to_depth, form=form)
+def video_tower(space_to_depth, embedding_dim):
+    model = S3D(embedding_dim=embedding_dim, space_to_depth=space_to_depth)
     return jax.jit(model.apply)
 
 
@@ -115,7 +116,7 @@ def check_eval(case, precision):
     options = names.model_options(source)
     variables = jax.tree.map(lambda leaf: jnp.asarray(leaf, precision), names.to_variables(source))
     video = channels_last(case["in/video_uint8"].astype(np.float32) / 255)
-    apply = video_tower(options["model"]["space_to_depth"], options["model"]["embedding_dim"], FACTORISED)
+    apply = video_tower(options["model"]["space_to_depth"], options["model"]["embedding_dim"])
     outputs = apply({name: tree["video"] for name, tree in variables.items() if "video" in tree}, video)
     for name in ("video_embedding", "mixed_5c"):
         assert_close(case, precision, f"out/{name}", outputs[name])
@@ -166,7 +167,6 @@ def check_train_outputs(case, precision, params, state, batch, groups=1):
         embedding_dim=options["embedding_dim"],
         space_to_depth=options["space_to_depth"],
         groups=groups,
-        form=FACTORISED,
     )
     own = {"params": params["video"], "batch_stats": state["batch_stats"]["video"]}
     apply = jax.jit(lambda variables, video: model.apply(variables, video, True, mutable=["batch_stats"])[0])
@@ -247,13 +247,14 @@ def check_space_to_depth(case, precision):
     for entry in case.manifest["params"]:
         shape = tuple(entry["shape"])
         kernel = recipe.weight(entry["name"], shape, case.manifest["salt"]).transpose(2, 3, 4, 1, 0)
-        for form in (DIRECT, FACTORISED):
-            if shape[1] == 3:
-                ours = convolve(x, kernel, strides=(2, 2, 2), padding=((1, 1), (3, 3), (3, 3)), form=form)
-                reference = case["out/stem_conv_7x7"]
-            else:
-                ours = convolve(folded, kernel, padding=((1, 1), (2, 2), (2, 2)), form=form)[:, 1:, 1:, 1:]
-                reference = case["out/stem_conv_after_drop"]
+        for form in (forms.PLAIN, forms.CPU):
+            with forms.use(form):
+                if shape[1] == 3:
+                    ours = convolve(x, kernel, strides=(2, 2, 2), padding=((1, 1), (3, 3), (3, 3)))
+                    reference = case["out/stem_conv_7x7"]
+                else:
+                    ours = convolve(folded, kernel, padding=((1, 1), (2, 2), (2, 2)))[:, 1:, 1:, 1:]
+                    reference = case["out/stem_conv_after_drop"]
             assert relative_error(channels_first(ours), reference) <= tolerance
 
 

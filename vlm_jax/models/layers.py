@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vlm_jax.ops.convolution import DIRECT, Padding, convolve
+from vlm_jax.ops.convolution import Padding, convolve
 from vlm_jax.ops.normalisation import batch_normalise
 
 Initializer = Callable[..., jax.Array]
@@ -54,7 +54,6 @@ class Convolution(nn.Module):
     window: tuple[int, int, int]
     strides: tuple[int, int, int] = (1, 1, 1)
     padding: Padding = ((0, 0), (0, 0), (0, 0))
-    form: str = DIRECT
     kernel_init: Initializer = fan_in_uniform
     dtype: jnp.dtype = jnp.float32
 
@@ -63,7 +62,7 @@ class Convolution(nn.Module):
         """`[B, T, H, W, C]` -> `[B, T', H', W', features]`."""
         kernel = self.param("kernel", self.kernel_init, (*self.window, x.shape[-1], self.features))
         x, kernel = compute_in(self.dtype, x, kernel)
-        return convolve(x, kernel, strides=self.strides, padding=self.padding, form=self.form)
+        return convolve(x, kernel, strides=self.strides, padding=self.padding)
 
 
 class BatchNorm(nn.Module):

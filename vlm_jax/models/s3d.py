@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from vlm_jax.models.layers import BatchNorm, Convolution, Initializer, Linear, fan_in_uniform, kaiming_normal
-from vlm_jax.ops.convolution import DIRECT, space_to_depth
+from vlm_jax.ops.convolution import space_to_depth
 from vlm_jax.ops.normalisation import weight_channels
 from vlm_jax.ops.pooling import max_pool, max_pool_from_start
 
@@ -64,7 +64,6 @@ class ConvolutionUnit(nn.Module):
     padding: tuple[int, int, int] = (0, 0, 0)
     separable: bool = False
     groups: int = 1
-    form: str = DIRECT
     kernel_init: Initializer = fan_in_uniform
     dtype: jnp.dtype = jnp.float32
 
@@ -81,7 +80,6 @@ class ConvolutionUnit(nn.Module):
                 window,
                 self.strides,
                 tuple((pad, pad) for pad in padding),
-                self.form,
                 self.kernel_init,
                 self.dtype,
                 name=f"conv{number}",
@@ -99,7 +97,6 @@ class S3D(nn.Module):
       width: Multiplies every channel count; 1.0 is the published network.
       space_to_depth: The released weights' stem (2x4x4 on folded pixels) instead of the plain one (3x7x7, stride 2).
       groups: Groups of consecutive examples with batch statistics of their own.
-      form: Form of the convolutions (ops/convolution.py).
       weight_init: Key of `INITIALIZERS`.
       dtype: Compute type; statistics and parameters stay float32 or wider.
     """
@@ -109,7 +106,6 @@ class S3D(nn.Module):
     width: float = 1.0
     space_to_depth: bool = False
     groups: int = 1
-    form: str = DIRECT
     weight_init: str = "uniform"
     dtype: jnp.dtype = jnp.float32
 
@@ -135,7 +131,6 @@ class S3D(nn.Module):
                 self.features(channels),
                 window,
                 groups=self.groups,
-                form=self.form,
                 kernel_init=INITIALIZERS[self.weight_init],
                 dtype=self.dtype,
                 name=name,
@@ -175,7 +170,6 @@ class S3D(nn.Module):
         return Inception(
             tuple(map(self.features, channels)),
             self.groups,
-            self.form,
             INITIALIZERS[self.weight_init],
             self.dtype,
             name=name,
@@ -191,7 +185,6 @@ class Inception(nn.Module):
 
     channels: tuple[int, ...]
     groups: int = 1
-    form: str = DIRECT
     kernel_init: Initializer = fan_in_uniform
     dtype: jnp.dtype = jnp.float32
 
@@ -208,7 +201,6 @@ class Inception(nn.Module):
                 padding=padding,
                 separable=separable,
                 groups=self.groups,
-                form=self.form,
                 kernel_init=self.kernel_init,
                 dtype=self.dtype,
                 name=name,

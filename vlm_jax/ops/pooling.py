@@ -1,23 +1,51 @@
-"""Max pooling over video as maxima of shifted views, one axis at a time."""
+"""Max pooling over video. The gradient goes to the first of equal values, as in torch, in both forms."""
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from vlm_jax.ops import forms
 
-def max_pool(
-    x: jax.Array, window: tuple[int, int, int], strides: tuple[int, int, int], padding: tuple[tuple[int, int], ...]
-) -> jax.Array:
-    """Largest value in each window of a `[B, T, H, W, C]` video.
+Window = tuple[int, int, int]
+Padding = tuple[tuple[int, int], ...]
 
-    A maximum over a box is a maximum along each axis in turn; written so, its gradient is selects and adds, several
-    times faster than the scatter behind `reduce_window`.
+
+def max_pool(x: jax.Array, window: Window, strides: Window, padding: Padding) -> jax.Array:
+    """Return the largest value in each window of a video.
 
     Args:
-      x: The video.
+      x: `[B, T, H, W, C]`.
       window: Extent along T, H, W.
       strides: Along T, H, W.
-      padding: Minus infinity before and after, along T, H, W.
+      padding: Positions of minus infinity before and after, along T, H, W.
+
+    Returns:
+      `[B, T', H', W', C]`.
+    """
+    return forms.choose(plain=_max_pool_plain, cpu=_max_pool_cpu)(x, window, strides, padding)
+
+
+def max_pool_from_start(x: jax.Array, window: Window, strides: Window) -> jax.Array:
+    """Max pooling whose window `i` starts at `i * stride` and is cut off at the end: length `ceil(N / stride)`.
+
+    These are S3D's pools between stages (antoine77340/MIL-NCE_HowTo100M, s3dg.py). XLA's SAME padding starts odd
+    lengths at -1 instead.
+    """
+    padding = []
+    for size, stride, length in zip(window, strides, x.shape[1:4], strict=True):
+        last = (-(-length // stride) - 1) * stride
+        padding.append((0, max(0, last + size - length)))
+    return max_pool(x, window, strides, tuple(padding))
+
+
+def _max_pool_plain(x: jax.Array, window: Window, strides: Window, padding: Padding) -> jax.Array:
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))
+
+
+def _max_pool_cpu(x: jax.Array, window: Window, strides: Window, padding: Padding) -> jax.Array:
+    """Maxima of shifted views, one axis at a time.
+
+    The gradient is selects and adds, several times faster on a CPU than the scatter behind `reduce_window`.
     """
     for axis in (3, 2, 1):
         size, stride, pad = window[axis - 1], strides[axis - 1], padding[axis - 1]
@@ -32,18 +60,6 @@ def max_pool(
         views = [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
         x = views[0]
         for view in views[1:]:
-            # Not `maximum`, whose gradient divides between equals: the first of them takes it, as in torch.
+            # Not `maximum`, whose gradient divides between equals.
             x = jnp.where(view > x, view, x)
     return x
-
-
-def max_pool_from_start(x: jax.Array, window: tuple[int, int, int], strides: tuple[int, int, int]) -> jax.Array:
-    """Max pooling whose window `i` starts at `i * stride` and is cut off at the end: length `ceil(N / stride)`.
-
-    S3D's pools between stages (antoine77340/MIL-NCE_HowTo100M, s3dg.py); XLA's SAME starts odd lengths at -1.
-    """
-    padding = []
-    for size, stride, length in zip(window, strides, x.shape[1:4], strict=True):
-        last = (-(-length // stride) - 1) * stride
-        padding.append((0, max(0, last + size - length)))
-    return max_pool(x, window, strides, tuple(padding))

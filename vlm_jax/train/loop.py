@@ -108,7 +108,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
                 position += config.batch_size
                 window.add(metrics, flops)
                 if step % config.log_every == 0 or step == total:
-                    progress.advance(step - progress.done, f"loss {window.flush(step):.4f}")
+                    progress.advance(step - progress.n, f"loss {window.flush(step):.4f}")
                 last = step == total
                 evaluating = _due(config.evaluate, step, per_epoch) or (last and bool(config.evaluate.names))
                 stopping = stop.requested(checkpoints, step)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vlm_jax.models.layers import Initializer, compute_in, kaiming_normal
+from vlm_jax.ops.products import multiply
 
 NORMALISATIONS = ("added", "floor")
 """How an embedding's length is kept from 0: 1e-12 added to its square, or the square's least value."""
@@ -77,15 +78,15 @@ class Ctrl(nn.Module):
         product = c * e
         if self.factored:
             of_product, of_sum, of_clip, of_sentence = jnp.split(kernel, 4)
-            hidden = _dense(product, of_product)
+            hidden = multiply(product, of_product)
             hidden = hidden + (clips @ (of_sum + of_clip))[None] + (sentences @ (of_sum + of_sentence))[:, None]
         else:
             alone = [jnp.broadcast_to(x, product.shape) for x in (c, e)]
-            hidden = _dense(jnp.concatenate([product, c + e, *alone], -1), kernel)
+            hidden = multiply(jnp.concatenate([product, c + e, *alone], -1), kernel)
         hidden = nn.relu(hidden + bias)
         kernel, bias = self.output(self.hidden_dim)
         hidden, kernel, bias = compute_in(self.dtype, hidden, kernel, bias)
-        out = _dense(hidden, kernel) + bias
+        out = multiply(hidden, kernel) + bias
         return out.astype(jnp.promote_types(out.dtype, jnp.float32))
 
     def _embed(self, x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
@@ -111,8 +112,3 @@ class Weights(nn.Module):
         if not self.use_bias:
             return kernel, jnp.zeros((), kernel.dtype)
         return kernel, self.param("bias", nn.initializers.zeros, (self.features,))
-
-
-def _dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`[N, M, C] @ [C, F]` as one product of matrices, which CPUs do faster."""
-    return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], kernel.shape[-1])

@@ -16,7 +16,6 @@ from vlm_jax.interop import torch_files
 from vlm_jax.losses.nce import mil_nce
 from vlm_jax.metrics import retrieval
 from vlm_jax.models.s3d import BLOCKS, INITIALIZERS, S3D
-from vlm_jax.ops.convolution import preferred_form
 from vlm_jax.ops.pixels import to_unit
 from vlm_jax.systems.milnce.linear_probe import linear_probe, require_solver
 from vlm_jax.systems.milnce.model import MilNce, TextTower
@@ -108,7 +107,6 @@ def make_model(config: ConfigDict) -> MilNce:
         width=model.width,
         space_to_depth=model.space_to_depth,
         groups=config.batch_groups,
-        form=preferred_form(),
         weight_init=model.weight_init,
         dtype=dtype,
     )
