@@ -21,9 +21,9 @@ from vlm_jax.predictor import (
     row_batches,
 )
 from vlm_jax.systems.ctrl import metrics
+from vlm_jax.systems.ctrl.samples import Video
 from vlm_jax.systems.ctrl.scoring import answer, make_comparison
 from vlm_jax.systems.ctrl.task import embed_clips, embed_sentences, make_model, make_sample_spec
-from vlm_jax.systems.ctrl.samples import Video
 from vlm_jax.systems.ctrl.windows import context, feature_windows
 from vlm_jax.train.batches import predict_batches
 from vlm_jax.types import Variables
@@ -113,11 +113,11 @@ class CtrlPredictor(Predictor):
                 continue
             video = videos[name]
             best = self._answer(video, np.stack([sentence["vector"] for sentence in asked]), top_k)
-            answers.append(
-                metrics.Answers(name, np.full((len(asked), 2), np.nan), len(video.spans), {THRESHOLD: best})
-            )
+            answers.append(metrics.Answers(name, np.full((len(asked), 2), np.nan), len(video.spans), {THRESHOLD: best}))
             for sentence, found in zip(asked, best, strict=True):
-                lines.append(metrics.query_line(sentence["qid"], name, sentence["query"], found, video.fps or sentence["fps"]))
+                lines.append(
+                    metrics.query_line(sentence["qid"], name, sentence["query"], found, video.fps or sentence["fps"])
+                )
         return Predictions(lines, {FILE: metrics.predictions_text(answers, THRESHOLD)}, missing)
 
     def _answer(self, video: Video, vectors: np.ndarray, top_k: int) -> np.ndarray:

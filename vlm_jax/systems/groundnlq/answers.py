@@ -1,18 +1,13 @@
 """GroundNLQ's answers: from what windows of a clip show to moments of questions, and the files that hold them."""
 
-import dataclasses
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from vlm_jax.errors import ConfigError
 from vlm_jax.systems.groundnlq.decoding import SUPPRESSIONS, Decoding
-from vlm_jax.task import Predictions
-from vlm_jax.types import DataShard, Variables
 
 SUBMITTED = 10
 """Moments of a question that the challenge's file holds at most."""
@@ -109,5 +104,3 @@ def submission(queries: Sequence[Any], moments: Sequence[np.ndarray]) -> dict[st
             }
         )
     return {"version": "1.0", "challenge": "ego4d_nlq_challenge", "results": results}
-
-

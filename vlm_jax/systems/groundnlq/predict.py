@@ -36,6 +36,7 @@ class GroundNLQPredictor(Predictor):
     def __init__(self, config: ConfigDict, variables: Variables, extractor: Extractor) -> None:
         super().__init__(config, variables)
         self._extractor, self._model = extractor, make_model(config)
+        self._find = functools.cache(self._make_find)
 
     def ground(self, video: str | Path, sentences: Sequence[str], *, top_k: int = 5) -> list[list[Moment]]:
         """Return the best moments of a video file for every sentence, best first.
@@ -80,9 +81,7 @@ class GroundNLQPredictor(Predictor):
         requests, missing = encode_requests(requests, self._extractor)
         known: list[Question] = []
         if any("vector" not in request for request in requests):
-            known = data.load_questions(
-                config.predict.queries, config.predict.split, spec, config.data.text_source
-            )
+            known = data.load_questions(config.predict.queries, config.predict.split, spec, config.data.text_source)
         asked, unanswered = _asked(requests, known, config)
         missing += unanswered
         absent = store.read({question.clip for question in asked})
@@ -113,8 +112,7 @@ class GroundNLQPredictor(Predictor):
         outputs = {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
         return answers.by_query(self.config, questions, store, outputs)
 
-    @functools.cache
-    def _find(self, top_k: int) -> Callable[..., Any]:
+    def _make_find(self, top_k: int) -> Callable[..., Any]:
         decoding = answers.make_decoding(self.config, top_k)
         return self.compile(functools.partial(find_moments, self._model, decoding))
 
