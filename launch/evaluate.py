@@ -14,6 +14,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.task import get_task
 from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
+from vlm_jax.train.initialise import check_sources
 
 
 def main() -> None:
@@ -32,7 +33,7 @@ def main() -> None:
         if name not in task.evaluators:
             raise ConfigError(f"--evaluator: {name!r} is not one of {', '.join(task.evaluators) or 'none'}")
     folder = checkpoint_folder(checkpoint_path(arguments.checkpoint or arguments.workdir))
-    _cli.check_sources(config, folder)
+    check_sources(config, folder)
     mesh = sharding.make_mesh(config.mesh)
     abstract = task.abstract_variables()
     places = sharding.shardings(mesh, task.partition_rules, abstract)

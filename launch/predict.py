@@ -20,6 +20,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.task import get_task
 from vlm_jax.text_features import TextVectors
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
+from vlm_jax.train.initialise import check_sources
 
 Request = dict[str, Any]
 Skipped = list[tuple[str, str, str]]
@@ -47,7 +48,7 @@ def main() -> None:
     if task.predict is None:
         raise ConfigError(f"{arguments.config}: {task.name} has no prediction")
     folder = checkpoint_folder(checkpoint_path(arguments.checkpoint))
-    _cli.check_sources(config, folder)
+    check_sources(config, folder)
     if arguments.vectors:
         add_vectors(requests, TextVectors(arguments.vectors))
     if arguments.text_checkpoint:
