@@ -23,8 +23,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.schedule.learning_rate = 2.5e-5
     if smoke:
         return config
-    config.init_from = "checkpoints/groundnlq_pretrained"
-    config.init_drop = (r"^(class|offset)_head/", r"^level_scale_\d+$")
+    config.init_from = ("checkpoints/groundnlq_pretrained",)
+    config.init_fresh = (r"^(class|offset)_head/", r"^level_scale_\d+$")
     # 6 epochs after 4 of warm-up.
     config.epochs, config.schedule.warmup_epochs = 10, 4
     if variant == "train_val":

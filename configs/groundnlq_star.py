@@ -29,5 +29,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config = sibling(__file__, *FILES[variant])
     config.model.cross_blocks, config.model.plain_blocks = config.model.plain_blocks, 0
     if config.init_from:
-        config.init_from = "checkpoints/groundnlq_star_pretrained"
+        config.init_from = ("checkpoints/groundnlq_star_pretrained",)
     return config

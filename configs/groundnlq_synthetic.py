@@ -54,6 +54,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.moments.synthetic_query_blind = ConfigDict(held_out | rule | {"queries": f"{data}/query_blind"})
     config.predict = ConfigDict(held_out)
     if variant == "finetune":
-        config.init_from = "runs/grounding/groundnlq-pretrained-1"
-        config.init_drop = sibling(__file__, "groundnlq_finetune.py", "train").init_drop
+        config.init_from = ("runs/grounding/groundnlq-pretrained-1",)
+        config.init_fresh = sibling(__file__, "groundnlq_finetune.py", "train").init_fresh
     return config

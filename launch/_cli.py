@@ -49,25 +49,6 @@ def parse_overrides(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, 
     return arguments, overrides
 
 
-def check_sources(config: ConfigDict, checkpoint: Path) -> None:
-    """Checks that a config reads features of the kind that a checkpoint was trained on: its keys `data.*_source`.
-
-    Raises:
-      ConfigError: naming the first key that differs.
-    """
-    try:
-        trained = configs.find(checkpoint)
-    except configs.ConfigError:  # nothing to compare with
-        return
-    for key in (key for key in config.data if key.endswith("_source")):
-        if key in trained.data and trained.data[key] != config.data[key]:
-            meaning = "" if trained.data[key] else ": the references' own features, no others do for it"
-            raise configs.ConfigError(
-                f"config.data.{key}: {config.data[key]!r}, but {checkpoint} was trained with {trained.data[key]!r}"
-                + meaning
-            )
-
-
 def lasting(reference: str, folder: Path) -> str:
     """Return how settings name a checkpoint, so that it is found from any folder: released:NAME, or the whole path."""
     return reference if reference.startswith(PREFIX) else str(folder.absolute())

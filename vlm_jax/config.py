@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ def base_config() -> ConfigDict:
             # One of the two: 0 means the other one rules.
             "steps": 0,
             "epochs": 0,
-            "init_from": "",
-            # Regexes on 'a/b/kernel': what stays fresh when variables come from `init_from`.
-            "init_drop": (),
+            # Where a new run's variables come from: paths, 'released:NAME', or mappings of the fields of
+            # `train.initialise.Source`. What no source gives must be named by a pattern that leaves it fresh.
+            "init_from": (),
+            # Regexes on 'a/b/kernel', or with the collection on 'batch_stats/a/b/mean': what stays fresh in any case.
+            "init_fresh": (),
             "log_every": 10,
             "debug_nans": False,
             "matmul_precision": "default",
@@ -123,14 +126,9 @@ def apply_override(config: ConfigDict, override: str) -> None:
     current = node[leaf]
     if isinstance(current, ConfigDict):
         raise ConfigError(f"override {key}: names a section, with keys {', '.join(current)}; set one of them")
-    value: object = text
-    if not isinstance(current, str):
-        try:
-            value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
-        except (ValueError, SyntaxError):
-            raise ConfigError(f"override {key}: expected {type(current).__name__}, found {text!r}") from None
-    if isinstance(current, tuple | list) and isinstance(value, tuple | list):
-        value = type(current)(value)
+    value = _parsed(text, current)
+    if value is None:
+        raise ConfigError(f"override {key}: expected {type(current).__name__}, found {text!r}")
     try:
         node[leaf] = value
     except TypeError:
@@ -173,6 +171,20 @@ def _at(tree: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         tree = tree[part]
     return tree
+
+
+def starts_fresh(config: ConfigDict, name: str) -> bool:
+    """Return whether a variable may keep its initial value: nothing is read, or a pattern leaves it out.
+
+    Args:
+      config: Its keys `init_from` and `init_fresh`.
+      name: Such as 'text/word_embd'.
+    """
+    patterns = list(config.init_fresh)
+    for entry in config.init_from:
+        fresh = () if isinstance(entry, str) else entry.get("fresh", ())
+        patterns += [fresh] if isinstance(fresh, str) else fresh
+    return not config.init_from or any(re.search(pattern, name) for pattern in patterns)
 
 
 def check(config: ConfigDict) -> None:
@@ -243,6 +255,23 @@ def _made(path: str, variant: str) -> ConfigDict:
     if variant and variant not in variants:
         raise ConfigError(f"config {path}: no variant {variant!r}; it has {', '.join(variants) or 'none'}")
     return module.get_config(variant)
+
+
+def _parsed(text: str, current: object) -> object:
+    """The value that a text stands for in place of another one; None where it stands for none."""
+    if isinstance(current, str):
+        return text
+    # A sequence of names may be given as one bare name, such as a path.
+    of_names = isinstance(current, tuple | list) and all(isinstance(entry, str | dict) for entry in current)
+    if of_names and not text:
+        return type(current)()
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text.lower(), text))
+    except (ValueError, SyntaxError):
+        return type(current)([text]) if of_names and text[0] not in "([{" else None
+    if of_names and isinstance(value, str | dict):
+        value = [value]
+    return type(current)(value) if isinstance(current, tuple | list) and isinstance(value, tuple | list) else value
 
 
 def _nearest(word: str, node: object) -> str:

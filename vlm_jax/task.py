@@ -90,7 +90,8 @@ class Task:
       encoders: By name: what extraction, prediction and the Python interface use.
       partition_rules: How parameters are sharded.
       predict: Answers requests, without ground truth; launch/predict.py calls it.
-      from_files: Puts into fresh variables what comes from files, such as a word table; not called on a resume.
+      after_init: Changes the variables of a new run once, after every source of `config.init_from` was read: word
+        tables from files, momentum encoders as copies of the loaded encoders. Not called on a resume.
       run_state: Collections of the model state that belong to a run, not to the model: a resume goes on with them, and
         nothing else takes them from a checkpoint.
     """
@@ -104,7 +105,7 @@ class Task:
     encoders: Mapping[str, Callable[[Variables, Batch], Outputs]]
     partition_rules: Rules = ()
     predict: Predict | None = None
-    from_files: Callable[[Variables], Variables] | None = None
+    after_init: Callable[[Variables], Variables] | None = None
     run_state: tuple[str, ...] = ()
 
     def abstract_variables(self) -> Variables:

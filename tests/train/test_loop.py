@@ -137,7 +137,7 @@ def test_evaluation_does_not_depend_on_the_batch(tmp_path):
 
 def test_warm_start_and_the_average(tmp_path):
     source = run(tmp_path / "source")
-    config = {"init_from": str(tmp_path / "source"), "steps": 1, "schedule__learning_rate": 0.0}
+    config = {"init_from": (str(tmp_path / "source"),), "steps": 1, "schedule__learning_rate": 0.0}
     late = run(tmp_path / "late", **config, optimizer__ema_decay=0.5, optimizer__ema_after_init_from=True)
     early = run(tmp_path / "early", **config, optimizer__ema_decay=0.5)
     kernel = np.asarray(source.params["kernel"])
@@ -146,7 +146,7 @@ def test_warm_start_and_the_average(tmp_path):
     fresh = toy.make_task(toy.make_config()).init(jax.random.split(jax.random.key(1))[0], None)["params"]["kernel"]
     np.testing.assert_allclose(early.ema_params["kernel"], 0.5 * np.asarray(fresh) + 0.5 * kernel, rtol=1e-5)
     with pytest.raises(CheckpointError, match="no checkpoint there"):
-        run(tmp_path / "none", init_from=str(tmp_path / "nowhere"))
+        run(tmp_path / "none", init_from=(str(tmp_path / "nowhere"),))
 
 
 def test_epochs_become_steps(tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from flax import traverse_util
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
 
@@ -91,7 +92,7 @@ class Checkpoints:
         """
         step = self.manager.latest_step()
         folder = checkpoint_folder(self.directory, step)
-        _check_shapes(folder, _stored_shapes(folder), {"state": state}["state"])
+        _check_shapes(folder, stored_shapes(folder), state)
         restored = self.manager.restore(
             step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state), data=ocp.args.JsonRestore())
         )
@@ -160,7 +161,7 @@ def restore_variables(path: Path, variables: PyTree, *, average: bool = False) -
       CheckpointError: where there is no checkpoint, or it is of another model.
     """
     folder = checkpoint_folder(Path(path))
-    stored = _stored_shapes(folder)
+    stored = stored_shapes(folder)
     params = "ema_params" if average and any(name.startswith("ema_params/") for name in stored) else "params"
     model_state = {name: value for name, value in variables.items() if name != "params"}
     wanted = {params: variables["params"], **({"model_state": model_state} if model_state else {})}
@@ -168,14 +169,28 @@ def restore_variables(path: Path, variables: PyTree, *, average: bool = False) -
     parts = {params, *(f"model_state/{name}" for name in model_state)}
     relevant = {name: shape for name, shape in stored.items() if any(name.startswith(f"{part}/") for part in parts)}
     _check_shapes(folder, relevant, wanted)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        restored = checkpointer.restore(
-            folder.absolute() / "state",
-            args=ocp.args.PyTreeRestore(
-                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-            ),
-        )
+    restored = _restore(folder, wanted)
     return {"params": restored[params], **restored.get("model_state", {})}
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all arrays of a checkpoint by name: 'params/a/b', 'model_state/batch_stats/a/b'."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        metadata = checkpointer.metadata(folder.absolute() / "state")
+    tree = getattr(metadata, "item_metadata", metadata)
+    tree = getattr(tree, "tree", tree)
+    return _shapes(tree)
+
+
+def restore_arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Return some of the arrays of a checkpoint, and read no others.
+
+    Args:
+      folder: As `checkpoint_folder` returns it.
+      wanted: Shapes, types and (where set) shardings by name, as `stored_shapes` names them.
+    """
+    restored = _restore(folder, traverse_util.unflatten_dict(dict(wanted), sep="/"))
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
 
 
 def read_origin(path: Path) -> dict[str, Any]:
@@ -184,12 +199,14 @@ def read_origin(path: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def _restore(folder: Path, wanted: PyTree) -> PyTree:
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        metadata = checkpointer.metadata(folder.absolute() / "state")
-    tree = getattr(metadata, "item_metadata", metadata)
-    tree = getattr(tree, "tree", tree)
-    return _shapes(tree)
+        return checkpointer.restore(
+            folder.absolute() / "state",
+            args=ocp.args.PyTreeRestore(
+                wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            ),
+        )
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """The training loop of every system."""
 
 import contextlib
-import re
+import functools
 import signal
 import threading
 import time
@@ -18,13 +18,13 @@ from vlm_jax.progress import Progress
 from vlm_jax.task import Task
 from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.batches import read_ahead, runs_in_turn
-from vlm_jax.train.checkpoint import Checkpoints, restore_variables
+from vlm_jax.train.checkpoint import Checkpoints
 from vlm_jax.train.hardware import peak_flops, step_flops
+from vlm_jax.train.initialise import initialise
 from vlm_jax.train.metrics_log import MetricsLog
-from vlm_jax.train.optimizer import parameter_names, path_name
 from vlm_jax.train.setup import Setup, compile_step, prepare
 from vlm_jax.train.state import TrainState
-from vlm_jax.types import DataShard, PyTree, Variables
+from vlm_jax.types import DataShard, PyTree
 
 
 class TrainingError(UserError):
@@ -55,19 +55,14 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
         configs.write(config, workdir / "config.json")
 
     setup = prepare(task, config, mesh, total_steps=total, steps_per_epoch=per_epoch)
-    # Resume from this workdir, else start from another checkpoint's variables, else from scratch.
+    # Resume from this workdir, else initialise from the sources of config.init_from, else from scratch.
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     position = 0
     if checkpoints.latest_step() is not None:
         state, position = checkpoints.restore(setup.abstract)
         _say(first, f"resumed from step {int(state.step)} of {workdir}")
     else:
-        state = setup.create(jax.random.key(config.seed))
-        if task.from_files:
-            state = _with_variables(state, task.from_files(state.variables()), setup)
-        if config.init_from:
-            state = _warm_start(state, setup, task, config)
-            _say(first, f"started from the variables of {config.init_from}")
+        state = initialise(task, config, setup, functools.partial(_say, first))
     start = int(state.step)
 
     _say(first, f"{task.name}: {total} steps of {config.batch_size} examples on {_devices()}")
@@ -221,35 +216,6 @@ class _StopSignal:
     def restore(self) -> None:
         if self.main and jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self.previous)
-
-
-def _with_variables(state: TrainState, variables: Variables, setup: Setup) -> TrainState:
-    model_state = {name: value for name, value in variables.items() if name != "params"}
-    return state.replace(
-        params=jax.device_put(variables["params"], setup.places.params),
-        model_state=jax.device_put(model_state, setup.places.model_state),
-    )
-
-
-def _warm_start(state: TrainState, setup: Setup, task: Task, config: ConfigDict) -> TrainState:
-    """Puts another checkpoint's variables into a fresh state, but those of `config.init_drop` and of its run."""
-    fresh = state.variables()
-    wanted = {name: tree for name, tree in setup.abstract.variables().items() if name not in task.run_state}
-    restored = {**fresh, **restore_variables(Path(config.init_from), wanted)}
-    names = parameter_names(fresh["params"])
-    for expression in config.init_drop:
-        if not any(re.search(expression, name) for name in names):
-            raise configs.ConfigError(f"config.init_drop: {expression!r} matches no parameter, such as {names[0]!r}")
-
-    def chosen(path: tuple, new: jax.Array, old: jax.Array) -> jax.Array:
-        dropped = any(re.search(expression, path_name(path)) for expression in config.init_drop)
-        return new if dropped else old
-
-    restored["params"] = jax.tree_util.tree_map_with_path(chosen, fresh["params"], restored["params"])
-    state = _with_variables(state, restored, setup)
-    if state.ema_params is not None and config.optimizer.ema_after_init_from:
-        state = state.replace(ema_params=jax.tree.map(jax.numpy.copy, state.params))
-    return state
 
 
 def _due(config: ConfigDict, step: int, per_epoch: int) -> bool:

@@ -81,7 +81,7 @@ def test_fine_tuning_starts_the_heads_afresh_and_nothing_else(root):
         params = variables["params"]
         leaves, tree = jax.tree.flatten(params)
         marked = [
-            np.full(leaf.shape, any(re.search(e, n) for e in config.init_drop), bool)
+            np.full(leaf.shape, any(re.search(e, n) for e in config.init_fresh), bool)
             for n, leaf in zip(parameter_names(params), leaves, strict=True)
         ]
         ours = names.to_state_dict({"params": jax.tree.unflatten(tree, marked)})
@@ -193,13 +193,13 @@ def test_it_learns_and_writes_what_it_found(folder, tmp_path):
 
 
 def test_warm_start_keeps_all_but_the_heads_and_the_run_s_own_state(folder, tmp_path):
-    config = trained(folder, steps=2, init_drop=())
+    config = trained(folder, steps=2, init_fresh=())
     config.checkpoint.every_steps = 2
     first = train(get_task(config), config, tmp_path / "first")
     again = trained(folder, steps=1)
     # Another number of groups is another number of running counts, and no hindrance.
     again.batch_groups, again.schedule.learning_rate = 1, 0.0
-    again.init_from, again.init_drop = str(tmp_path / "first"), (r"^(class|offset)_head/", r"^level_scale_\d+$")
+    again.init_from, again.init_fresh = (str(tmp_path / "first"),), (r"^(class|offset)_head/", r"^level_scale_\d+$")
     second = train(get_task(again), again, tmp_path / "second")
     new = jax.tree_util.tree_leaves_with_path(second.params)
     for (path, ours), theirs in zip(new, jax.tree.leaves(first.params), strict=True):
@@ -210,8 +210,8 @@ def test_warm_start_keeps_all_but_the_heads_and_the_run_s_own_state(folder, tmp_
         if not head:
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
     assert second.model_state["loss"]["normaliser"].shape == (1,)
-    again.init_drop = ("no_such_head",)
-    with pytest.raises(ConfigError, match=r"config.init_drop: 'no_such_head' matches no"):
+    again.init_fresh = ("no_such_head",)
+    with pytest.raises(ConfigError, match=r"config.init_fresh: 'no_such_head' matches no"):
         train(get_task(again), again, tmp_path / "third")
 
 

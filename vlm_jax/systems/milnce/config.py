@@ -32,6 +32,8 @@ def default_config() -> ConfigDict:
     config.text = ConfigDict(
         {
             "vocabulary": "data/dict.npy",
+            # A new run's word table. Skipped where config.init_from is set, unless a pattern (config.init_fresh or a
+            # source's `fresh`) leaves text/word_embd fresh.
             "word2vec": "data/word2vec.pth",
             "rows": 66250,
             "word_dim": 300,

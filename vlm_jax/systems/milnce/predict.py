@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vlm_jax.errors import ConfigError
 from vlm_jax.extraction import Extractor
 from vlm_jax.predictor import Predictor
-from vlm_jax.systems.milnce.task import WORD_TABLE, make_task
+from vlm_jax.systems.milnce.task import make_task
 from vlm_jax.text import word_list
 from vlm_jax.text_features import LAYERS, EncodedText, TextSettings
 from vlm_jax.train.batches import predict_batches
@@ -164,7 +164,7 @@ class MilNcePredictor(Predictor):
         if not known:
             raise ConfigError(f"{text.vocabulary}: none of {len(sentences)} sentences has a word of this list")
         if layer == "words":
-            table = np.asarray(_at(self.variables, WORD_TABLE))
+            table = np.asarray(self.variables["frozen"]["text"]["word_embd"])
             vectors = {name: table[ids[name][ids[name] > 0]] for name in known}
         else:
             vectors = {}
@@ -199,9 +199,3 @@ class MilNcePredictor(Predictor):
         batch = video if video.ndim == 5 else video[None]
         outputs = jax.device_get(self._encode["video"](self.variables, {"video": batch}))
         return {name: value if video.ndim == 5 else value[0] for name, value in outputs.items()}
-
-
-def _at(tree: Mapping, path: tuple[str, ...]) -> np.ndarray:
-    for name in path:
-        tree = tree[name]
-    return tree

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vlm_jax.config import starts_fresh
 from vlm_jax.data.synthetic import SyntheticPipeline
 from vlm_jax.errors import ConfigError
 from vlm_jax.interop import torch_files
@@ -24,7 +25,8 @@ from vlm_jax.text import word_list
 from vlm_jax.train.scoring import score_matrix
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, Variables
 
-WORD_TABLE = ("frozen", "text", "word_embd")
+WORD_TABLE = "text/word_embd"
+"""Name of the frozen table of word vectors."""
 
 FRAME_ORDERS = ("filmed", "shuffled", "reversed")
 """How evaluation shows a clip; what a model loses by the last two is what it had from motion and order."""
@@ -84,7 +86,7 @@ def make_task(config: ConfigDict) -> Task:
         train_data=train_data,
         evaluators=_evaluators(config, model),
         encoders={"video": _video_encoder(model), "text": _text_encoder(model)},
-        from_files=lambda variables: _with_word_table(variables, config) if config.text.word2vec else variables,
+        after_init=lambda variables: _with_word_table(variables, config),
     )
 
 
@@ -158,8 +160,10 @@ def _text_encoder(model: MilNce):  # noqa: ANN202
 
 
 def _with_word_table(variables: Variables, config: ConfigDict) -> Variables:
-    """Puts the table of `config.text.word2vec` in place of the random one."""
+    """Puts the table of `config.text.word2vec` in place of the random one; a source of `init_from` has its own."""
     path = config.text.word2vec
+    if not path or not starts_fresh(config, WORD_TABLE):
+        return variables
     table = torch_files.load(path)
     expected = (config.text.rows, config.text.word_dim)
     if not isinstance(table, np.ndarray) or table.shape != expected:
