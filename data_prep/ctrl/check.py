@@ -19,7 +19,7 @@ from data_prep.ctrl import windows as ctrl_windows
 from data_prep.ctrl.sentences import FORMS, PICKLE
 from vlm_jax import features as feature_files
 from vlm_jax.data.feature_store import read_records
-from vlm_jax.data.pipeline import Split
+from vlm_jax.data.record_examples import Split
 from vlm_jax.data.records import PROTOCOL, Skip
 from vlm_jax.errors import DataError
 from vlm_jax.features import FeatureError

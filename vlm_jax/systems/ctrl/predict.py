@@ -35,7 +35,7 @@ def predict(
     Args:
       config: `config.predict` says where windows and sentences lie, `config.data` what they were made with.
       model: Of the variables.
-      rules: How a window's input is made (`data.ctrl.Rules`).
+      rules: How a window's input is made (`samples.SampleSpec`).
       variables: Parameters.
       requests: Videos, or sentences about them.
       top_k: Segments of each sentence.

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vlm_jax.errors import ConfigError
+from vlm_jax.systems.groundnlq import samples
 from vlm_jax.systems.groundnlq.decoding import SUPPRESSIONS, Decoding
 from vlm_jax.task import Predictions
 from vlm_jax.types import DataShard, Variables
@@ -49,13 +50,11 @@ def by_query(
 
     Args:
       config: Of the task.
-      queries: Questions (`data.groundnlq.Query`).
+      queries: Questions (`samples.Question`).
       store: Of their clips.
       outputs: `segments`, `scores` and `there` of all windows, in their order.
     """
-    from vlm_jax.systems.groundnlq import data
-
-    windows = data.windows(queries, store, config.model.max_length)
+    windows = samples.windows(queries, store, config.model.max_length)
     seconds = config.data.feature_stride / config.data.fps
     found: list[list[np.ndarray]] = [[] for _ in queries]
     for window, segments, scores, there in zip(
@@ -157,7 +156,7 @@ def predict(
     if not queries:
         return Predictions([], {}, missing)
     find = jax.jit(lambda variables, batch: find_moments(make_decoding(config, top_k), variables, batch))
-    pipeline = data.EvaluationPipeline(queries, store, rules, DataShard(batch_size=BATCH))
+    pipeline = samples.evaluation_pipeline(queries, store, rules, DataShard(batch_size=BATCH))
     parts: list[dict[str, np.ndarray]] = []
     for batch in pipeline:
         mask = batch.pop("mask").astype(bool)
@@ -176,8 +175,6 @@ def _asked(
     requests: Sequence[Mapping[str, Any]], known: Sequence[Any], config: ConfigDict
 ) -> tuple[list[Any], list[tuple[str, str, str]]]:
     """What is asked, each question with its words' features, and what cannot be."""
-    from vlm_jax.systems.groundnlq import data
-
     by_clip: dict[str, list[Any]] = {}
     for query in known:
         by_clip.setdefault(query.clip, []).append(query)
@@ -214,5 +211,5 @@ def _asked(
         if not np.isfinite(tokens).all():
             missing.append((name, "words' features not finite", text))
             continue
-        found.append(data.Query(name, clip, text, 0.0, np.zeros((0, 2)), tokens))
+        found.append(samples.Question(name, clip, text, 0.0, np.zeros((0, 2)), tokens))
     return found, missing
