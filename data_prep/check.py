@@ -12,7 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vlm_jax.data import records
-from vlm_jax.data.pipeline import Split
+from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.progress import Progress
 

@@ -162,7 +162,8 @@ def time_input(config: ConfigDict, steps: int) -> Mapping[str, object]:
         "examples_per_core_second": shard.local_batch_size * steps / used,
         "cores_used": used / seconds,
     }
-    disk = pipeline.bytes_per_hour() if hasattr(pipeline, "bytes_per_hour") else None
+    examples = getattr(pipeline, "examples", None)
+    disk = examples.bytes_per_hour() if hasattr(examples, "bytes_per_hour") else None
     if disk:
         figures["gigabytes_per_hour_of_video"] = disk / 1e9
     return figures | {"batch_size": config.batch_size, "steps": steps}

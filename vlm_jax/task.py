@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from vlm_jax import systems
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, PyTree, Sink, Variables
 
-Rules = Sequence[tuple[str, jax.sharding.PartitionSpec]]
+PartitionRules = Sequence[tuple[str, jax.sharding.PartitionSpec]]
 """(regular expression on 'a/b/kernel', how it is sharded); the first match wins, no match replicates."""
 
 
@@ -54,28 +54,6 @@ class Evaluator:
     protocol: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-class Predictions(NamedTuple):
-    """What a system finds for the requests of a person.
-
-    Attributes:
-      lines: One JSON object a sentence: qid, video, query, and `seconds` `[[start, end, score], ...]`, best first.
-      files: Text of further files by name, such as the reference's own form.
-      missing: What cannot be answered: its name, the reason (the same for all alike), and what was found.
-    """
-
-    lines: list[dict[str, Any]]
-    files: Mapping[str, str]
-    missing: list[tuple[str, str, str]]
-
-
-Predict = Callable[[Variables, Sequence[Mapping[str, Any]], int], Predictions]
-"""(variables, requests, how many answers to each) -> predictions.
-
-A request has `video`; and where it asks about one sentence `query`, `qid`, and `vector` where that is at hand already,
-with `source`, what made it (`data.text_vectors.TextSettings.source`). Without a sentence it means all that the data
-have of the video."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Task:
     """One system, as plain functions.
@@ -89,7 +67,6 @@ class Task:
       evaluators: By name.
       encoders: By name: what extraction, prediction and the Python interface use.
       partition_rules: How parameters are sharded.
-      predict: Answers requests, without ground truth; launch/predict.py calls it.
       after_init: Changes the variables of a new run once, after every source of `config.init_from` was read: word
         tables from files, momentum encoders as copies of the loaded encoders. Not called on a resume.
       run_state: Collections of the model state that belong to a run, not to the model: a resume goes on with them, and
@@ -103,8 +80,7 @@ class Task:
     train_data: Callable[[DataShard], Pipeline]
     evaluators: Mapping[str, Evaluator]
     encoders: Mapping[str, Callable[[Variables, Batch], Outputs]]
-    partition_rules: Rules = ()
-    predict: Predict | None = None
+    partition_rules: PartitionRules = ()
     after_init: Callable[[Variables], Variables] | None = None
     run_state: tuple[str, ...] = ()
 

@@ -19,8 +19,8 @@ from data_prep.ctrl import windows as ctrl_windows
 from data_prep.ctrl.sentences import FORMS, PICKLE
 from vlm_jax import features as feature_files
 from vlm_jax.data.feature_store import read_records
-from vlm_jax.data.pipeline import Split
 from vlm_jax.data.protocol import PROTOCOL
+from vlm_jax.data.record_examples import Split
 from vlm_jax.data.records import Skip
 from vlm_jax.errors import DataError
 from vlm_jax.features import FeatureError

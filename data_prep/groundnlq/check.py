@@ -14,8 +14,8 @@ import numpy as np
 
 from data_prep.check import PREPARED, Found, Problem, Reason, check_prepared, report
 from vlm_jax.data import feature_store as clips
-from vlm_jax.data.pipeline import Split
 from vlm_jax.data.protocol import read_protocol
+from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.groundnlq import data
 

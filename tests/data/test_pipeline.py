@@ -5,58 +5,27 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_datasets as tfds
+from record_files import assert_equal_batches, decode, make_split, taken
 
 from vlm_jax.data import records
-from vlm_jax.data.pipeline import EvaluationPipeline, Split, TrainPipeline
-from vlm_jax.data.records import Record
+from vlm_jax.data.pipeline import EvaluationPipeline, TrainPipeline
+from vlm_jax.data.record_examples import RecordExamples, RecordSource, Split
 from vlm_jax.errors import DataError
 from vlm_jax.types import DataShard
 
-FEATURES = tfds.features.FeaturesDict({"id": np.int64, "group": np.int64})
 
-
-def decode(serialised, seed):
-    record = FEATURES.deserialize_example(serialised)
-    noise = tf.random.stateless_uniform([3], tf.stack([seed, tf.constant(0, tf.int64)]))
-    return {"id": record["id"], "group": record["group"], "noise": noise}
-
-
-def make_split(directory, groups, records_per_group=1, weights=None):
-    """Shards of so many groups; ids and groups are counted through all shards."""
-    number = itertools.count()
-    for shard, count in enumerate(groups):
-        first = sum(groups[:shard])
-        items = [
-            Record({"id": next(number), "group": first + group}, group, weights[place] if weights else 1.0)
-            for group in range(count)
-            for place in range(records_per_group)
-        ]
-        records.write_shard(records.shard_path(directory, "made", "train", shard, len(groups)), FEATURES, items)
-    records.finalize(directory, "made", "train", len(groups), FEATURES, {})
-    return Split(directory, "train")
+def read(split, workers=0, decode=decode):
+    return RecordExamples(RecordSource(split, decode), workers=workers)
 
 
 def pipeline(split, batch_size=8, streams=4, block=3, seed=0, index=0, count=1, workers=2):
     shard = DataShard(index, count, batch_size, seed)
-    return TrainPipeline(split, shard, decode, streams=streams, block=block, workers=workers)
+    return TrainPipeline(read(split, workers), shard, streams=streams, block=block)
 
 
 def planned(made, batches, first=0):
     """The record offsets and seeds of some batches, as (path, offset, seed)."""
-    return [row for batch in range(first, first + batches) for row in made.plan(batch)]
-
-
-def taken(made, batches):
-    return list(itertools.islice(made, batches))
-
-
-def assert_equal_batches(first, second):
-    assert len(first) == len(second)
-    for one, two in zip(first, second, strict=True):
-        assert one.keys() == two.keys()
-        for name, value in one.items():
-            np.testing.assert_array_equal(value, two[name])
+    return [row[:3] for batch in range(first, first + batches) for row in made.references(batch)]
 
 
 def one_line(caught, *parts):
@@ -176,7 +145,8 @@ def test_blocks_are_disjoint(split):
     """Blocks of one leave a stream as it is: so the order within blocks of three is known to stay in them."""
 
     def streams(block):
-        rows = np.array([[row[:2] for row in pipeline(split, block=block).plan(batch)] for batch in range(3)], object)
+        made = pipeline(split, block=block)
+        rows = np.array([[row[:2] for row in planned(made, 1, batch)] for batch in range(3)], object)
         return rows.reshape(3, 4, 2, 2).transpose(1, 0, 2, 3).reshape(4, 6, 2)
 
     plain, permuted = streams(1), streams(3)
@@ -194,8 +164,9 @@ def test_blocks_are_disjoint(split):
 
 
 def test_records_of_a_group_are_drawn_by_weight(tmp_path):
-    made = pipeline(make_split(tmp_path, [6], 3, weights=[1.0, 0.0, 3.0]), 6, 1, 6)
-    offsets = records.read_index(made.split.paths[0])["offset"].tolist()
+    split = make_split(tmp_path, [6], 3, weights=[1.0, 0.0, 3.0])
+    made = pipeline(split, 6, 1, 6)
+    offsets = records.read_index(split.paths[0])["offset"].tolist()
     drawn = [offsets.index(row[1]) for row in planned(made, 400)]
     # Each epoch takes one record of each group.
     assert all(sorted(number // 3 for number in drawn[n : n + 6]) == list(range(6)) for n in range(0, 2400, 6))
@@ -210,7 +181,7 @@ def test_records_of_a_group_are_drawn_by_weight(tmp_path):
         (32, 4, 1, "26 examples an epoch over 4 streams do not fill a batch of 32"),
         (54, 27, 1, "26 examples an epoch over 27 streams do not fill a batch of 54"),
         (8, 3, 1, "3 streams, a batch of 8, 1 processes"),
-        (8, 2, 4, "2 streams, a batch of 8, 4 processes"),
+        (8, 4, 3, "4 streams, a batch of 8, 3 processes"),
     ],
 )
 def test_numbers_that_do_not_fit(split, batch_size, streams, count, message):
@@ -220,7 +191,7 @@ def test_numbers_that_do_not_fit(split, batch_size, streams, count, message):
 
 
 def evaluation(split, batch_size, index=0, count=1):
-    return EvaluationPipeline(split, DataShard(index, count, batch_size), decode)
+    return EvaluationPipeline(read(split), DataShard(index, count, batch_size))
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(1, 1), (1, 7), (1, 64), (2, 6), (2, 4), (3, 15), (3, 3), (3, 60)])
@@ -336,7 +307,7 @@ def test_other_errors_are_not_taken_for_damage(small):
     def broken(serialised, seed):
         return {"id": tf.numpy_function(lambda: 1 // 0, [], tf.int64)}
 
-    made = TrainPipeline(small, DataShard(0, 1, 4), broken, streams=1, block=4)
+    made = TrainPipeline(read(small, decode=broken), DataShard(0, 1, 4), block=4)
     with pytest.raises(tf.errors.OpError, match="ZeroDivisionError"):
         next(iter(made))
 
@@ -345,7 +316,8 @@ LEAVE_OPEN = """
 import sys, time
 import numpy as np
 import tensorflow as tf
-from vlm_jax.data.pipeline import EvaluationPipeline, Split, TrainPipeline
+from vlm_jax.data.pipeline import EvaluationPipeline, TrainPipeline
+from vlm_jax.data.record_examples import RecordExamples, RecordSource, Split
 from vlm_jax.types import DataShard
 
 def slow(seed):
@@ -357,10 +329,10 @@ def decode(serialised, seed):
 
 split = Split(sys.argv[1], "train")
 try:
-    list(TrainPipeline(split, DataShard(0, 1, 4), decode, streams=1, block=4, workers=6))
+    list(TrainPipeline(RecordExamples(RecordSource(split, decode), workers=6), DataShard(0, 1, 4), block=4))
 except ValueError as error:
     kept = error
-opened = iter(EvaluationPipeline(split, DataShard(0, 1, 1), decode, workers=2))
+opened = iter(EvaluationPipeline(RecordExamples(RecordSource(split, decode), workers=2), DataShard(0, 1, 1)))
 next(opened)
 print("the end", kept)
 """

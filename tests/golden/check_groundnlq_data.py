@@ -9,7 +9,7 @@ from check_groundnlq_ops import assert_close
 
 from data_prep.groundnlq import annotations
 from data_prep.groundnlq.stores import TEXT_KEYS, VIDEO_KEYS, decode, words
-from vlm_jax.systems.groundnlq.data import Rules, jittered, positions
+from vlm_jax.systems.groundnlq.samples import SampleSpec, jittered, positions
 
 
 def check_data(case, precision):
@@ -19,7 +19,7 @@ def check_data(case, precision):
         assert made == case.manifest["reformat"]["outputs"][split]
     check_narrations(case.manifest["narrations"])
     out = case.tolerance["out"]
-    rules = Rules(feature_stride=case.config["feat_stride"], fps=case.config["fps"])
+    spec = SampleSpec(feature_stride=case.config["feat_stride"], fps=case.config["fps"])
     items = annotations.items({**record, "query_id": n} for n, record in enumerate(case.manifest["records"]))
     for number, (record, item) in enumerate(zip(case.manifest["records"], items, strict=True)):
         assert "fault" not in item
@@ -29,14 +29,14 @@ def check_data(case, precision):
         np.testing.assert_array_equal(video.astype(np.float32).T, reference["feats"])
         np.testing.assert_array_equal(text.astype(np.float32).T, reference["query_feats"])
         if "segments" in reference:
-            assert_close(positions(np.array(item["spans"]), rules), reference["segments"], out, f"item {number}")
+            assert_close(positions(np.array(item["spans"]), spec), reference["segments"], out, f"item {number}")
         else:
             assert item["spans"] == []
     drawn = case.group("in/jitter")
     assert drawn
     for name, draws in drawn.items():
         item = int(name.split("/")[0].split("_")[1])
-        ours = positions(jittered(np.array(items[item]["spans"]), draws), rules)
+        ours = positions(jittered(np.array(items[item]["spans"]), draws), spec)
         assert_close(ours, case[f"out/jitter{name.split('/')[0]}/segments"], out, name)
 
 

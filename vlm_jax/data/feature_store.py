@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from vlm_jax.data.pipeline import Split
 from vlm_jax.data.protocol import check_protocol
+from vlm_jax.data.record_examples import Split
 from vlm_jax.data.records import find_damage
 from vlm_jax.errors import DataError
 
@@ -46,9 +46,7 @@ def read_records(split: Split, features: tfds.features.FeaturesDict) -> Iterator
     Raises:
       DataError: naming the file that is missing or damaged.
     """
-    places = [
-        (str(path), int(offset)) for number, path in enumerate(split.paths) for offset in split.index(number)["offset"]
-    ]
+    places = split.places()
     try:
         for serialised in tf.data.TFRecordDataset([str(path) for path in split.paths]):
             yield features.deserialize_example_np(serialised.numpy())

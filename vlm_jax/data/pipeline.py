@@ -1,353 +1,309 @@
-"""Batches from shards: which records in which order (numpy), then reading and decoding them (tf.data).
+"""The input pipeline of all systems: batches by one order, whatever the examples are read from. Numpy only.
 
-The order of a training run. Every epoch permutes the shards; laid end to end, their groups form one sequence, which is
-cut into `streams` equal stretches. Stream r supplies the r-th part of every batch, so the order does not depend on the
-number of processes: each owns consecutive streams. Within a stream, disjoint blocks of `block` groups are permuted.
-A place in all this is one integer, the examples consumed.
+A system supplies examples (`MemoryExamples` here, or `RecordExamples` from `record_examples.py`, which needs
+TensorFlow) and a function that collates a batch. The pipeline owns the position, the order, streams, weighted sources
+and buckets. A side table, such as a memory-mapped bank of features, is joined in the collate function by a key of the
+examples or by their numbers.
 """
 
-import atexit
+import dataclasses
 import functools
-import traceback
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import tensorflow as tf
 
-from vlm_jax.data import records
+from vlm_jax.data.order import DistinctOrder, Order, Place, StreamOrder
 from vlm_jax.errors import DataError
 from vlm_jax.types import DataShard
 
-PURPOSES = ("shards", "block", "example")
-"""What random numbers are drawn for, each with a sequence of its own."""
-
-Decode = Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
-"""(serialised record, seed of this example in this epoch) -> arrays of one example."""
-Stretch = Callable[[tf.Tensor], tuple[str, float, float]]
-"""Serialised record -> its video, and the first and last second of what it holds of it."""
+Columns = Mapping[str, Sequence[Any]]
+"""One value per example by name: an array, or a list where arrays differ in shape."""
 
 
-class Split:
-    """Where the records of one split lie.
+@dataclasses.dataclass(frozen=True)
+class Buckets:
+    """Sizes that batches are padded to. The bucket of a batch follows from metadata, so all processes choose alike.
+
+    Attributes:
+      lengths: int64 `[N]`, the size that each example needs.
+      sizes: Allowed sizes, ascending.
 
     Raises:
-      DataError: where the data set or the split is missing.
+      DataError: if an example is longer than the largest bucket.
     """
 
-    def __init__(self, directory: str | Path, split: str) -> None:
-        content = records.read_protocol(directory)
-        self.directory = Path(directory)
-        if split not in content["splits"]:
-            raise DataError(f"data {directory}: no split {split!r}; it has {', '.join(content['splits'])}")
-        self.protocol: dict[str, Any] = content["protocol"]
-        found = content["splits"][split]
-        self.groups = np.array(found["groups"], np.int64)
-        self.records = np.array(found["records"], np.int64)
-        self.paths = [
-            records.shard_path(self.directory, content["name"], split, index, found["shards"])
-            for index in range(found["shards"])
-        ]
-        self._read = functools.lru_cache(maxsize=64)(self._read_shard)
+    lengths: np.ndarray
+    sizes: tuple[int, ...]
 
-    def index(self, shard: int) -> np.ndarray:
-        """The index of one shard, one row a record.
+    def __post_init__(self) -> None:
+        if len(self.lengths) and self.lengths.max() > self.sizes[-1]:
+            longest = int(self.lengths.argmax())
+            raise DataError(f"buckets {list(self.sizes)}: example {longest} has length {self.lengths[longest]}")
 
-        Raises:
-          DataError: where it cannot be read or does not fit the data set.
+    def fit(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the smallest bucket that holds each of some examples."""
+        return np.asarray(self.sizes)[np.searchsorted(self.sizes, self.lengths[numbers])]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+    """The examples of one global batch; what collating a batch may need to know beside the examples themselves.
+
+    Attributes:
+      number: Slot of the global batch -> number of its example, counted over all sources.
+      shard: The part of the batch that this process supplies.
+      buckets: Sizes of batches, if they differ.
+    """
+
+    number: Callable[[int], int]
+    shard: DataShard
+    buckets: Buckets | None = None
+
+    @property
+    def own(self) -> slice:
+        """Rows of the global batch that this process supplies."""
+        local = self.shard.local_batch_size
+        return slice(self.shard.index * local, (self.shard.index + 1) * local)
+
+    @functools.cached_property
+    def numbers(self) -> np.ndarray:
+        """Numbers of the examples of the whole batch: int64 `[B]`. Worked out only if asked for."""
+        return np.array([self.number(slot) for slot in range(self.shard.batch_size)], np.int64)
+
+    @functools.cached_property
+    def own_numbers(self) -> np.ndarray:
+        """Numbers of the examples that this process supplies."""
+        return np.array([self.number(slot) for slot in range(self.own.start, self.own.stop)], np.int64)
+
+    @functools.cached_property
+    def bucket(self) -> int:
+        """Size that the whole batch is padded to; 0 without buckets."""
+        return int(self.buckets.fit(self.numbers).max()) if self.buckets else 0
+
+
+Collate = Callable[[Columns, BatchPlan], dict[str, np.ndarray]]
+"""(values of this process's examples, plan of the whole batch) -> arrays of this process's part."""
+
+
+def stack(columns: Columns, plan: BatchPlan) -> dict[str, np.ndarray]:
+    """Collate examples whose arrays have equal shapes."""
+    del plan
+    return {name: value if isinstance(value, np.ndarray) else np.stack(value) for name, value in columns.items()}
+
+
+class Examples(Protocol):
+    """What a pipeline reads. A reference is whatever an implementation needs to find an example again.
+
+    Attributes:
+      name: Name in error messages.
+      sizes: Training examples per shard, for every source.
+      num_items: Number of items that evaluation visits.
+    """
+
+    name: str
+    sizes: Sequence[np.ndarray]
+    num_items: int
+
+    def locate(self, place: Place) -> Any:
+        """Return a reference to a training example."""
+
+    def item(self, number: int) -> Any:
+        """Return a reference to an item of evaluation, counted over all sources."""
+
+    def read(self, references: Callable[[int], list[Any]], first: int, last: int | None = None) -> Iterator[Columns]:
+        """Yield the values of the examples of batches, from `first` on and before `last`, if there is a last one.
+
+        `references` gives what `locate` or `item` returned for this process's part of a batch.
         """
-        return self._read(shard)[0]
-
-    def group(self, shard: int, number: int) -> np.ndarray:
-        """The index rows of one group of a shard, counted from 0. Raises as `index` does."""
-        index, starts = self._read(shard)
-        return index[starts[number] : starts[number + 1]]
-
-    def _read_shard(self, shard: int) -> tuple[np.ndarray, np.ndarray]:
-        index = records.read_index(self.paths[shard])
-        starts = np.append(np.flatnonzero(np.diff(index["group"], prepend=-1)), len(index))
-        found = len(index), len(starts) - 1
-        expected = int(self.records[shard]), int(self.groups[shard])
-        if found != expected:
-            raise DataError(
-                f"{records.index_path(self.paths[shard])}: {found[0]} records in {found[1]} groups, "
-                f"{records.PROTOCOL} says {expected[0]} in {expected[1]}; run the preparation again"
-            )
-        return index, starts
 
 
-class Counted:
-    """A pipeline's place in its data: the examples handed out, padding included, over all processes."""
+class MemorySource(NamedTuple):
+    """Examples that a function reads from memory.
+
+    Attributes:
+      count: Number of examples.
+      read: (number, seed for `numpy.random.default_rng`) -> values of one example by name.
+    """
+
+    count: int
+    read: Callable[[int, tuple[int, ...]], Mapping[str, Any]]
+
+
+class MemoryExamples:
+    """Examples of one or several sources in memory; each source is one shard."""
+
+    def __init__(self, *sources: MemorySource, name: str = "data") -> None:
+        self.name, self.sources = name, sources
+        self.sizes = [np.array([source.count]) for source in sources]
+        self._starts = np.cumsum([0, *(source.count for source in sources)])
+        self.num_items = int(self._starts[-1])
+
+    def locate(self, place: Place) -> tuple[int, int, tuple[int, ...]]:
+        """Return source, number and seed of a training example."""
+        return place.source, place.group, place.seed
+
+    def item(self, number: int) -> tuple[int, int, tuple[int, ...]]:
+        """Return source, number and seed of an item; evaluation draws nothing, so all have the same seed."""
+        source = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return source, number - int(self._starts[source]), (0,)
+
+    def read(self, references: Callable[[int], list[Any]], first: int, last: int | None = None) -> Iterator[Columns]:
+        """Yield the values of the examples of every batch."""
+        for batch in itertools.count(first) if last is None else range(first, last):
+            rows = [self.sources[source].read(number, seed) for source, number, seed in references(batch)]
+            yield {name: [row[name] for row in rows] for name in rows[0]}
+
+
+class StatefulPipeline:
+    """Position of a pipeline: the examples handed out, padding included, over all processes."""
 
     def __init__(self, shard: DataShard) -> None:
         self.shard, self._position = shard, 0
 
     def position(self) -> int:
-        """Examples handed out."""
+        """Return the number of examples handed out."""
         return self._position
 
     def restore(self, position: int) -> None:
-        """Begins the next iteration after `position` examples.
+        """Begin the next iteration after `position` examples.
 
         Raises:
-          DataError: where it is not a whole number of batches.
+          DataError: if it is not a whole number of batches.
         """
         if position % self.shard.batch_size:
             raise DataError(f"data position {position} is no multiple of the batch size {self.shard.batch_size}")
         self._position = position
 
 
-class TrainPipeline(Counted):
-    """Endless full batches in an order that the seed, the streams and the position alone decide.
+class TrainPipeline(StatefulPipeline):
+    """Endless full batches in an order that depends on the seed, the streams and the position alone.
 
     Args:
-      split: What to read.
-      shard: The part that this process supplies.
-      decode: Makes one example.
-      streams: Divides the batch size; a multiple of the number of processes.
-      block: Groups that are permuted together.
-      workers: Examples decoded at the same time; 0 leaves it to tf.data.
-      stretch: What a record holds of which video, where its records are stretches of videos.
+      examples: What to read.
+      shard: The part of every batch that this process supplies.
+      streams: Stretches of the data that are read side by side; a divisor of the batch size.
+      block: Consecutive examples of a stream that are permuted together; 0 permutes the whole stream.
+      weights: Relative number of examples per source, small integers. Without weights every example comes once per
+        epoch.
+      distinct: int64 `[N]`, one key per example. Every batch is then drawn by itself, no two of its examples with the
+        same key; streams, blocks and weights do not apply.
+      buckets: Sizes of batches, by the lengths of all examples.
+      collate: Makes a batch of its examples.
 
     Raises:
-      DataError: where these numbers do not fit, or an epoch is shorter than a batch.
+      DataError: if these numbers do not fit, or an epoch is shorter than a batch.
     """
 
     def __init__(
         self,
-        split: Split,
+        examples: Examples,
         shard: DataShard,
-        decode: Decode,
         *,
-        streams: int,
-        block: int,
-        workers: int = 0,
-        stretch: Stretch | None = None,
+        streams: int = 1,
+        block: int = 0,
+        weights: Sequence[int] = (),
+        distinct: np.ndarray | None = None,
+        buckets: Buckets | None = None,
+        collate: Collate = stack,
     ) -> None:
-        if shard.batch_size % streams or streams % shard.count:
+        if shard.batch_size % streams or shard.batch_size % shard.count:
             raise DataError(
-                f"data {split.directory}: {streams} streams, a batch of {shard.batch_size}, {shard.count} processes; "
-                "expected streams that divide the batch, and processes that divide the streams"
+                f"{examples.name}: {streams} streams, a batch of {shard.batch_size}, {shard.count} processes; expected "
+                "streams and processes that divide the batch"
             )
         super().__init__(shard)
-        self.split, self.decode, self.stretch = split, decode, stretch
-        self.streams, self.block, self.workers = streams, block, workers
-        self.total = int(split.groups.sum())
-        self.stream_length = self.total // streams
-        self.per_stream = shard.batch_size // streams
-        self.batches = self.stream_length // self.per_stream
-        if not self.batches:
-            raise DataError(
-                f"data {split.directory}: {self.total} examples an epoch over {streams} streams do not fill a batch of "
-                f"{shard.batch_size}"
-            )
-        self._shards = functools.lru_cache(maxsize=2)(self._shard_order)
-        self._block = functools.lru_cache(maxsize=2 * streams)(self._block_order)
+        self.examples, self.buckets, self.collate = examples, buckets, collate
+        self._order: Order
+        if distinct is None:
+            settings = {"streams": streams, "block": block, "weights": weights, "name": examples.name}
+            self._order = StreamOrder(examples.sizes, shard, **settings)
+        else:
+            self._order = DistinctOrder(examples.sizes, shard, distinct, name=examples.name)
 
     def epoch_examples(self) -> int:
-        """Examples of one epoch; the remainder that fills no batch is dropped."""
-        return self.batches * self.shard.batch_size
+        """Return the examples of one epoch; the remainder that fills no batch is dropped."""
+        return self._order.batches * self.shard.batch_size
+
+    def plan(self, batch: int) -> BatchPlan:
+        """Return the plan of a batch, which is counted from the beginning of the run."""
+        return BatchPlan(lambda slot: self._order.place(batch, slot).number, self.shard, self.buckets)
+
+    def references(self, batch: int) -> list[Any]:
+        """Return what `examples` reads for this process's part of a batch.
+
+        Raises:
+          DataError: if an index is missing or damaged.
+        """
+        own = self.plan(batch).own
+        return [self.examples.locate(self._order.place(batch, slot)) for slot in range(own.start, own.stop)]
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Batches from the current position on.
+        """Yield batches from the current position on.
 
         Raises:
           DataError: naming the file that is missing or damaged.
         """
-        local, types = self.shard.local_batch_size, (tf.string, tf.int64, tf.int64)
-
-        def plan(batch: np.int64) -> list[np.ndarray]:
-            columns = zip(*self.plan(int(batch)), strict=True)
-            return [np.array(column, kind.as_numpy_dtype) for column, kind in zip(columns, types, strict=True)]
-
-        # Not from_generator: it makes TensorFlow give freed memory back at once, which costs a quarter of the speed.
-        dataset = tf.data.Dataset.counter(self._position // self.shard.batch_size)
-        dataset = dataset.map(
-            lambda batch: tuple(tf.ensure_shape(part, [local]) for part in tf.numpy_function(plan, [batch], types))
-        )
-        dataset = dataset.unbatch().map(
-            lambda path, offset, seed: self.decode(records.read_record(path, offset), seed),
-            num_parallel_calls=self.workers or tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        for batch in _batches(
-            dataset.batch(local, drop_remainder=True).prefetch(2),
-            lambda: self.plan(self._position // self.shard.batch_size),
-            self.decode,
-        ):
-            self._position += self.shard.batch_size
-            yield batch
-
-    def bytes_per_hour(self, sample: int = 8) -> float | None:
-        """Disk use of an hour of video, from the first shards; None where records are no stretches of videos."""
-        size, seconds, video, reached = 0, 0.0, "", 0.0
-        for path in self.split.paths[:sample] if self.stretch else ():
-            size += path.stat().st_size
-            for serialised in tf.data.TFRecordDataset(str(path)):
-                name, begin, end = self.stretch(serialised)
-                # Neighbours overlap; what both hold is counted once.
-                begin = max(begin, reached) if name == video else begin
-                seconds += max(0.0, end - begin)
-                video, reached = name, end
-        return size / seconds * 3600 if seconds else None
-
-    def plan(self, batch: int) -> list[tuple[str, int, int]]:
-        """(path, offset, seed) of every example that this process supplies to a batch, counted from the run's start.
-
-        Raises:
-          DataError: where an index is missing or damaged.
-        """
-        epoch, within = divmod(batch, self.batches)
-        own = self.streams // self.shard.count
-        return [
-            self._example(epoch, stream, within * self.per_stream + place)
-            for stream in range(self.shard.index * own, (self.shard.index + 1) * own)
-            for place in range(self.per_stream)
-        ]
-
-    def _example(self, epoch: int, stream: int, place: int) -> tuple[str, int, int]:
-        block, within = divmod(place, self.block)
-        number = stream * self.stream_length + block * self.block + int(self._block(epoch, stream, block)[within])
-        shards, bounds = self._shards(epoch)
-        slot = int(np.searchsorted(bounds, number, side="right")) - 1
-        shard, group = int(shards[slot]), number - int(bounds[slot])
-        rng = self._rng("example", epoch, shard, group)
-        rows = self.split.group(shard, group)
-        cumulative = np.cumsum(rows["weight"])
-        chosen = int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
-        offset = int(rows["offset"][min(chosen, len(rows) - 1)])
-        return str(self.split.paths[shard]), offset, int(rng.integers(2**62))
-
-    def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards as they follow one another in an epoch, and where each begins, in groups."""
-        shards = self._rng("shards", epoch).permutation(len(self.split.paths))
-        return shards, np.concatenate([[0], np.cumsum(self.split.groups[shards])])
-
-    def _block_order(self, epoch: int, stream: int, block: int) -> np.ndarray:
-        """The groups of a block in their new order, counted from its first one."""
-        size = min(self.block, self.stream_length - block * self.block)
-        return self._rng("block", epoch, stream, block).permutation(size)
-
-    def _rng(self, purpose: str, *numbers: int) -> np.random.Generator:
-        return np.random.default_rng((self.shard.seed, PURPOSES.index(purpose), *numbers))
+        first = self._position // self.shard.batch_size
+        for batch, values in enumerate(self.examples.read(self.references, first), first):
+            made = self.collate(values, self.plan(batch))
+            self._position = (batch + 1) * self.shard.batch_size
+            yield made
 
 
-class EvaluationPipeline(Counted):
-    """Every record once, in order, in equally many batches on every process.
+class EvaluationPipeline(StatefulPipeline):
+    """Every item once, in equally many batches on every process, the last one padded with the last item.
 
-    Batches carry `mask`, 0 for padding, and `index`, the record's number.
+    Batches carry `mask`, 0 for padding, and `index`, the item's number; beyond the last item it counts on. With
+    buckets, items of the smallest bucket come first, otherwise in their order.
 
     Args:
-      split: What to read.
-      shard: The part that this process supplies.
-      decode: Makes one example; its seed is 0.
-      workers: Examples decoded at the same time; 0 leaves it to tf.data.
+      examples: What to read.
+      shard: The part of every batch that this process supplies.
+      buckets: Sizes of batches, by the lengths of all items.
+      collate: Makes a batch of its items.
     """
 
-    def __init__(self, split: Split, shard: DataShard, decode: Decode, *, workers: int = 0) -> None:
+    def __init__(
+        self, examples: Examples, shard: DataShard, *, buckets: Buckets | None = None, collate: Collate = stack
+    ) -> None:
         super().__init__(shard)
-        self.split, self.decode, self.workers = split, decode, workers
-        self.items = [
-            (str(path), int(offset))
-            for number, path in enumerate(split.paths)
-            for offset in split.index(number)["offset"]
-        ]
+        self.examples, self.buckets, self.collate = examples, buckets, collate
+        self._order = np.arange(examples.num_items)
+        if buckets:
+            self._order = np.argsort(buckets.fit(self._order), kind="stable")
 
     def epoch_examples(self) -> int:
-        """Number of records."""
-        return len(self.items)
+        """Return the number of items."""
+        return len(self._order)
+
+    def plan(self, batch: int) -> BatchPlan:
+        """Return the plan of a batch; padding repeats the last item."""
+        first, last = batch * self.shard.batch_size, len(self._order) - 1
+        return BatchPlan(lambda slot: int(self._order[min(first + slot, last)]), self.shard, self.buckets)
+
+    def references(self, batch: int) -> list[Any]:
+        """Return what `examples` reads for this process's part of a batch.
+
+        Raises:
+          DataError: if an index is missing or damaged.
+        """
+        return [self.examples.item(number) for number in self.plan(batch).own_numbers.tolist()]
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Batches from the current position on.
+        """Yield batches from the current position on.
 
         Raises:
           DataError: naming the file that is missing or damaged.
         """
-        local, total = self.shard.local_batch_size, len(self.items)
-        starts = np.arange(self._position, total, self.shard.batch_size) + self.shard.index * local
-        numbers = (starts[:, None] + np.arange(local)).ravel()
-        if not len(numbers):
-            return
-        paths, offsets = zip(*(self.items[min(number, total - 1)] for number in numbers), strict=True)
-        dataset = tf.data.Dataset.from_tensor_slices(
-            (list(paths), np.array(offsets), (numbers < total).astype(np.int32), numbers.astype(np.int32))
-        )
-        dataset = dataset.map(
-            lambda path, offset, mask, index: {
-                **self.decode(records.read_record(path, offset), tf.constant(0, tf.int64)),
-                "mask": mask,
-                "index": index,
-            },
-            num_parallel_calls=self.workers or tf.data.AUTOTUNE,
-            deterministic=True,
-        )
-        for batch in _batches(
-            dataset.batch(local, drop_remainder=True).prefetch(1),
-            lambda: [(*item, 0) for item in self.items[self._position : self._position + self.shard.batch_size]],
-            self.decode,
-        ):
-            self._position += self.shard.batch_size
-            yield batch
-
-
-_open: weakref.WeakSet[Iterator[dict[str, np.ndarray]]] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    # TensorFlow's threads call Python: a reader that outlives the interpreter never ends, and nor does the interpreter.
-    for batches in list(_open):
-        with suppress(ValueError):  # another thread is in it
-            batches.close()
-
-
-def _batches(
-    dataset: tf.data.Dataset, places: Callable[[], list[tuple[str, int, int]]], decode: Decode
-) -> Iterator[dict[str, np.ndarray]]:
-    """The data set's batches; a damaged file is named in the error.
-
-    Args:
-      dataset: In the order of the records.
-      places: Path, offset and seed of the records of the batch that comes next.
-      decode: What the data set does with each of them.
-    """
-    batches = _read(dataset, places, decode)
-    _open.add(batches)
-    return batches
-
-
-def _read(
-    dataset: tf.data.Dataset, places: Callable[[], list[tuple[str, int, int]]], decode: Decode
-) -> Iterator[dict[str, np.ndarray]]:
-    iterator = dataset.as_numpy_iterator()
-    while True:
-        failure = None
-        try:
-            batch = next(iterator, None)
-        except tf.errors.OpError as error:
-            failure = error
-        if failure is not None:
-            # The error would keep the iterator, and its threads, as long as somebody keeps the error.
-            traceback.clear_frames(failure.__traceback__)
-            del iterator
-            problem = records.find_damage([place[:2] for place in places()]) or _find_undecodable(places(), decode)
-            raise DataError(problem) if problem else failure
-        if batch is None:
-            return
-        yield batch
-
-
-def _find_undecodable(places: Iterable[tuple[str, int, int]], decode: Decode) -> str | None:
-    """Says which of some records, whole as they are, is the first whose content cannot be decoded."""
-    for path, offset, seed in places:
-        try:
-            decode(records.read_record(tf.constant(path), tf.constant(offset, tf.int64)), tf.constant(seed, tf.int64))
-        except (tf.errors.InvalidArgumentError, DataError) as error:
-            reason = records.plain(error)
-            return f"{path}: cannot decode the record at byte {offset} ({reason}); delete the shard and make it again"
-        except Exception:
-            return None  # no matter of the data: the first error stands
-    return None
+        size, total = self.shard.batch_size, len(self._order)
+        first, last = self._position // size, -(-total // size)
+        for batch, values in enumerate(self.examples.read(self.references, first, last) if first < last else (), first):
+            plan = self.plan(batch)
+            rows = batch * size + np.arange(size)[plan.own]
+            made = self.collate(values, plan)
+            made["mask"] = (rows < total).astype(np.int32)
+            made["index"] = np.where(rows < total, plan.own_numbers, rows).astype(np.int32)
+            self._position = (batch + 1) * size
+            yield made

@@ -1,10 +1,11 @@
-"""A pipeline of made-up batches, for smoke runs and benchmarks: no files, no TensorFlow."""
+"""A pipeline of synthetic batches, for smoke runs and benchmarks: no files, no TensorFlow."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 
+from vlm_jax.data.pipeline import StatefulPipeline
 from vlm_jax.types import DataShard
 
 
@@ -15,27 +16,19 @@ class ArraySpec(Protocol):
     dtype: np.dtype
 
 
-class SyntheticPipeline:
+class SyntheticPipeline(StatefulPipeline):
     """Endless noise in the shapes of a training batch; batch n is the same on any number of processes.
 
     uint8 values cover their range, other integers lie in 0 to 9, floats in [0, 1).
     """
 
     def __init__(self, specs: Mapping[str, ArraySpec], shard: DataShard) -> None:
-        self.specs, self.shard = specs, shard
-        self._position = 0
+        super().__init__(shard)
+        self.specs = specs
 
     def epoch_examples(self) -> int:
         """Noise has no epochs."""
         return 0
-
-    def position(self) -> int:
-        """Examples handed out, over all processes."""
-        return self._position
-
-    def restore(self, position: int) -> None:
-        """Begins the next iteration after `position` examples."""
-        self._position = position
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         """Batches from the current position on."""

@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.task import Rules
+from vlm_jax.task import PartitionRules
 from vlm_jax.train.optimizer import path_name
 from vlm_jax.types import Batch, PyTree
 
@@ -77,7 +77,7 @@ def check_batch(mesh: Mesh, config: ConfigDict) -> None:
         )
 
 
-def match_rules(rules: Rules, tree: PyTree) -> PyTree:
+def match_rules(rules: PartitionRules, tree: PyTree) -> PyTree:
     """A PartitionSpec for every leaf: that of the first rule whose expression is found in its name, else replicated."""
 
     def spec(path: tuple, leaf: jax.Array) -> PartitionSpec:
@@ -88,7 +88,7 @@ def match_rules(rules: Rules, tree: PyTree) -> PyTree:
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def shardings(mesh: Mesh, rules: Rules, tree: PyTree) -> PyTree:
+def shardings(mesh: Mesh, rules: PartitionRules, tree: PyTree) -> PyTree:
     """A NamedSharding for every leaf."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),

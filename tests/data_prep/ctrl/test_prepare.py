@@ -11,16 +11,18 @@ from data_prep.ctrl import prepare as preparation
 from data_prep.ctrl import sentences
 from data_prep.ctrl import windows as ctrl_windows
 from vlm_jax.data.feature_store import read_records
+from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.ctrl import data
+from vlm_jax.systems.ctrl.samples import SampleSpec
 from vlm_jax.systems.ctrl.windows import parse
 
-RULES = data.Rules(visual_dim=3 * ctrl_files.WIDTH, sentence_dim=ctrl_files.VECTOR)
+SPEC = SampleSpec(visual_dim=3 * ctrl_files.WIDTH, sentence_dim=ctrl_files.VECTOR)
 
 
 def test_records_hold_what_the_files_hold(tmp_path, capsys):
     ctrl_files.prepare(ctrl_files.write(tmp_path, videos=3))
-    loaded = data.load(str(tmp_path / "windows"), str(tmp_path / "queries"), "train", RULES)
+    loaded = data.load(str(tmp_path / "windows"), str(tmp_path / "queries"), "train", SPEC)
     assert [video.name for video in loaded.videos] == ["s0-d_0.avi", "s1-d_1.avi"]
     for video in loaded.videos:
         files = sorted(path.name for path in (tmp_path / "features").glob(f"{video.name}_*"))
@@ -39,7 +41,7 @@ def test_records_hold_what_the_files_hold(tmp_path, capsys):
 
 def test_frame_counts_travel_with_the_windows(tmp_path):
     ctrl_files.prepare(ctrl_files.write(tmp_path, videos=2))
-    split = data.Split(str(tmp_path / "windows"), data.WINDOWS)
+    split = Split(str(tmp_path / "windows"), data.WINDOWS)
     counts = pickle.loads((tmp_path / "frames.pkl").read_bytes())
     for record in read_records(split, data.WINDOW_FEATURES):
         assert record["num_frames"] == counts[record["video"].split(b".")[0]]
@@ -70,7 +72,7 @@ def test_odd_files_are_left_out_and_listed(tmp_path, capsys):
         "b.avi_1_65.npy": "unreadable",
         ".DS_Store": "not named like a window",
     }
-    (record,) = read_records(data.Split(str(output), data.WINDOWS), data.WINDOW_FEATURES)
+    (record,) = read_records(Split(str(output), data.WINDOWS), data.WINDOW_FEATURES)
     assert record["spans"].tolist() == [[13, 77], [1, 65]], "in the order of the names"
     assert "5 skipped" in capsys.readouterr().out
 

@@ -16,11 +16,12 @@ from vlm_jax.annotations import Query, write
 from vlm_jax.errors import DataError
 from vlm_jax.systems.ctrl import data
 from vlm_jax.systems.ctrl.config import default_config
+from vlm_jax.systems.ctrl.samples import SampleSpec, train_pipeline
 from vlm_jax.text_features import TextSettings
 from vlm_jax.types import DataShard
 
 SETTINGS = TextSettings("sentence", 3, "f" * 64, "a" * 64, True, 16)
-RULES = data.Rules(visual_dim=12, sentence_dim=3, text_source=SETTINGS.source)
+SPEC = SampleSpec(visual_dim=12, sentence_dim=3, text_source=SETTINGS.source)
 
 
 def vectors(tmp_path, **by_name):
@@ -49,7 +50,7 @@ def test_annotations_become_records_a_moment_each(tmp_path):
     skipped = prepare(tmp_path, "--format=jsonl", "--sentences", tmp_path / "ours.jsonl", "--vectors", made, "--fps=20")
     reasons = {"b": "no vector", "c": "bad vector", "d": "bad vector", "e": "no moment is given", "f": "zero length"}
     assert skipped == reasons
-    found = data.load_queries(str(tmp_path / "queries"), "train", RULES)
+    found = data.load_queries(str(tmp_path / "queries"), "train", SPEC)
     assert [(query.qid, query.video, query.text, query.fps, query.span.tolist()) for query in found] == [
         ("a", "v.mp4", "she sings", 20.0, [20.0, 50.0]),
         ("a", "v.mp4", "she sings", 20.0, [200.0, 400.0]),
@@ -77,9 +78,9 @@ def test_our_own_annotations_give_the_samples_of_the_released_form(tmp_path):
     np.savez(folder / "ours.npz", **named)
     words = ["--format=jsonl", "--sentences", folder / "ours.jsonl", "--vectors", folder / "ours.npz", "--fps=20"]
     preparation.main(["queries", "--split", "train", "--output", str(folder / "ours"), *map(str, words)])
-    rules = data.Rules(visual_dim=3 * ctrl_files.WIDTH, sentence_dim=ctrl_files.VECTOR)
+    spec = SampleSpec(visual_dim=3 * ctrl_files.WIDTH, sentence_dim=ctrl_files.VECTOR)
     ours, theirs = (
-        iter(data.TrainPipeline(data.load(str(folder / "windows"), str(folder / name), "train", rules), rules, shard))
+        iter(train_pipeline(data.load(str(folder / "windows"), str(folder / name), "train", spec), spec, shard))
         for name, shard in (("ours", DataShard(batch_size=8)), ("queries", DataShard(batch_size=8)))
     )
     for _ in range(4):
@@ -94,7 +95,7 @@ def test_vectors_of_another_tower_are_refused_when_read(tmp_path):
     made = vectors(tmp_path, a=np.ones(3))
     prepare(tmp_path, "--format=jsonl", "--sentences", tmp_path / "ours.jsonl", "--vectors", made, "--fps=20")
     with pytest.raises(DataError, match=r"prepared with text_source = 'sentence:lower:16:ffff.*config asks for ''"):
-        data.load_queries(str(tmp_path / "queries"), "train", data.Rules(visual_dim=12, sentence_dim=3))
+        data.load_queries(str(tmp_path / "queries"), "train", SampleSpec(visual_dim=12, sentence_dim=3))
 
 
 def test_tacos_keeps_its_own_frames(tmp_path):
@@ -102,7 +103,7 @@ def test_tacos_keeps_its_own_frames(tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(content))
     made = vectors(tmp_path, **{"s1.avi#0": np.ones(3)})
     assert prepare(tmp_path, "--format=tacos", "--sentences", tmp_path / "train.json", "--vectors", made) == {}
-    (query,) = data.load_queries(str(tmp_path / "queries"), "train", RULES)
+    (query,) = data.load_queries(str(tmp_path / "queries"), "train", SPEC)
     assert (query.span.tolist(), query.fps) == ([30.0, 61.0], 29.4)
 
 

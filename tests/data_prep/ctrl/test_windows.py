@@ -14,6 +14,7 @@ from vlm_jax.errors import DataError
 from vlm_jax.features import Settings
 from vlm_jax.systems.ctrl import data
 from vlm_jax.systems.ctrl.config import default_config
+from vlm_jax.systems.ctrl.samples import SampleSpec
 from vlm_jax.systems.ctrl.windows import sliding_windows
 
 SETTINGS = Settings("mixed_5c", 16, 8, 5.0, 224, "center", "float32", 4, "f" * 64)
@@ -37,9 +38,9 @@ def prepare(tmp_path, *words):
         return {row["item"]: row["reason"] for row in csv.DictReader(file)}
 
 
-def rules(features):
+def spec(features):
     source = "mixed_5c:16/8@5:224center:float32:" + "f" * 16
-    return data.Rules(visual_dim=12, sentence_dim=3, video_source=source)
+    return SampleSpec(visual_dim=12, sentence_dim=3, video_source=source)
 
 
 def test_a_window_is_the_mean_of_the_rows_inside_it(tmp_path, features):
@@ -47,7 +48,7 @@ def test_a_window_is_the_mean_of_the_rows_inside_it(tmp_path, features):
     reasons = {"short.avi": "shorter than a window", "nan.avi": "not finite", "wide.avi": "unreadable"}
     (tmp_path / "frames.pkl").write_bytes(pickle.dumps({"short": 40}))
     assert prepare(tmp_path, *words, "--frames", tmp_path / "frames.pkl") == reasons
-    (video,) = data.load_windows(str(tmp_path / "windows"), {"a/long.avi"}, rules(features))
+    (video,) = data.load_windows(str(tmp_path / "windows"), {"a/long.avi"}, spec(features))
     assert video.fps == 20
     assert sorted(map(tuple, video.spans)) == sorted(map(tuple, sliding_windows(48 * 20, (64, 128)).tolist()))
     for span, feature in zip(video.spans, video.features, strict=True):
@@ -69,7 +70,7 @@ def test_features_made_otherwise_are_refused(tmp_path, features):
     prepare(tmp_path, "--features", features, "--fps=20")
     for changes in ({"video_source": ""}, {"video_source": "mixed_5c:16/8@5:224center:float32:" + "0" * 16}):
         with pytest.raises(DataError, match=r"prepared with video_source = 'mixed_5c:16/8@5.*', the config asks for"):
-            data.load_windows(str(tmp_path / "windows"), {"a/long"}, dataclasses.replace(rules(features), **changes))
+            data.load_windows(str(tmp_path / "windows"), {"a/long"}, dataclasses.replace(spec(features), **changes))
 
 
 def test_mistakes_are_one_line(tmp_path, features):

@@ -14,15 +14,16 @@ from data_prep.groundnlq import prepare as preparation
 from data_prep.groundnlq.stores import TEXT_KEYS, VIDEO_KEYS, decode, open_store, words
 from vlm_jax import config as configs
 from vlm_jax.data.feature_store import CLIPS, FeatureStore, clip_features, read_records
-from vlm_jax.data.pipeline import Split
 from vlm_jax.data.protocol import read_protocol
+from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.features import Settings, save, write_settings
 from vlm_jax.interop import torch_files
 from vlm_jax.systems.groundnlq import data
 from vlm_jax.systems.groundnlq.config import default_config
+from vlm_jax.systems.groundnlq.samples import SampleSpec
 
-RULES = data.Rules(video_dim=nlq_files.WIDTH, text_dim=nlq_files.WORD, max_length=64, buckets=(64,))
+SPEC = SampleSpec(video_dim=nlq_files.WIDTH, text_dim=nlq_files.WORD, max_length=64, buckets=(64,))
 
 
 def packed(**arrays):
@@ -44,7 +45,7 @@ def skipped(folder):
 def test_records_hold_what_the_files_hold(tmp_path, dtype):
     nlq_files.prepare(nlq_files.write(tmp_path, clips=4), dtype)
     store = FeatureStore(str(tmp_path / "features"), {"feature_dim": nlq_files.WIDTH})
-    queries = data.load_queries(str(tmp_path / "queries"), "train+validation", RULES)
+    queries = data.load_queries(str(tmp_path / "queries"), "train+validation", SPEC)
     assert [query.qid for query in queries] == [f"ann{n}_{index}" for n in (0, 1, 2) for index in (0, 2, 3)]
     store.load(query.clip for query in queries)
     for query in queries:
@@ -55,7 +56,7 @@ def test_records_hold_what_the_files_hold(tmp_path, dtype):
         np.testing.assert_allclose(query.tokens.astype(np.float32), tokens, rtol=tolerance)
         assert query.duration == store.length(query.clip) * nlq_files.SECONDS
         assert query.spans.shape == (1, 2)
-    assert [len(query.spans) for query in data.load_queries(str(tmp_path / "queries"), "test", RULES)] == [0] * 3
+    assert [len(query.spans) for query in data.load_queries(str(tmp_path / "queries"), "test", SPEC)] == [0] * 3
 
 
 def test_values_of_the_reference_s_lmdb():
@@ -159,8 +160,8 @@ def test_questions_that_cannot_be_used_are_listed(tmp_path):
         "wordless_0": "no features",
         "empty_0": "no features",
     }
-    rules = data.Rules(text_dim=4)
-    kept = data.load_queries(str(tmp_path / "out"), "train", rules)
+    spec = SampleSpec(text_dim=4)
+    kept = data.load_queries(str(tmp_path / "out"), "train", spec)
     assert [query.qid for query in kept] == ["a_0", "narration_0", "script_0", "short_0"]
     assert kept[1].spans.tolist() == [[3.0, 4.0]]
 
@@ -203,7 +204,7 @@ def test_narrations_become_questions(tmp_path):
     source = ["--egoclip", tmp_path / "egoclip.csv", "--annotations", tmp_path / "nlq.json", tmp_path / "mq.json"]
     source += ["--text", tmp_path / "text", "--dim", 4, "--jsonl", tmp_path / "out.jsonl"]
     run("narrations", *source, "--output", tmp_path / "out", "--num_shards", 1)
-    first, second = data.load_queries(str(tmp_path / "out"), "train", data.Rules(text_dim=4))
+    first, second = data.load_queries(str(tmp_path / "out"), "train", SampleSpec(text_dim=4))
     assert (first.qid, first.text, first.spans.tolist(), first.duration) == (
         "c_narrator-1_0",
         "C opens",
@@ -242,7 +243,7 @@ def test_own_annotations_and_own_features(tmp_path):
     np.savez(tmp_path / "words.npz", q=np.ones((3, 4), np.float32))
     source = ["--annotations", tmp_path / "mine.jsonl", "--format", "jsonl", "--text", tmp_path / "words.npz"]
     run("queries", *source, "--dim", 4, "--split", "train", "--output", tmp_path / "queries", "--num_shards", 1)
-    (query,) = data.load_queries(str(tmp_path / "queries"), "train", data.Rules(text_dim=4))
+    (query,) = data.load_queries(str(tmp_path / "queries"), "train", SampleSpec(text_dim=4))
     assert query.spans.tolist() == [[1.0, 2.0], [4.0, 5.0]]
     assert list(skipped(tmp_path / "queries").values()) == ["duplicate id"]
 

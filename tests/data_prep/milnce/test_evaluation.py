@@ -8,7 +8,7 @@ import tensorflow as tf
 from data_prep.milnce import prepare as milnce
 from data_prep.milnce.evaluation import hmdb51_items
 from vlm_jax.data import records
-from vlm_jax.data.pipeline import Split
+from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce.evaluation_data import CLASSIFICATION_FEATURES
 from vlm_jax.video import decode

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from data_prep import tables
 from data_prep.milnce import prepare as milnce
 from vlm_jax.data import records
-from vlm_jax.data.pipeline import Split
+from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce.data import TRAINING_FEATURES
 from vlm_jax.systems.milnce.evaluation_data import RETRIEVAL_FEATURES

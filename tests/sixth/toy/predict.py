@@ -1,9 +1,9 @@
 """The toy's predictor."""
 
 import numpy as np
+from vlm_jax.systems.toy.task import make_task
 
 from vlm_jax.predictor import Predictor
-from vlm_jax.systems.toy.task import make_task
 
 
 def make_predictor(config, variables, extractor):

@@ -1,4 +1,4 @@
-"""CTRL's batches: order, place, processes, and what is asked of the data."""
+"""CTRL's batches: order, position, processes, and what is asked of the data."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from vlm_jax.errors import DataError
-from vlm_jax.systems.ctrl import data, windows
+from vlm_jax.systems.ctrl import data, samples, windows
 from vlm_jax.types import DataShard
 
-RULES = data.Rules(visual_dim=3 * ctrl_files.WIDTH, sentence_dim=ctrl_files.VECTOR)
+SPEC = samples.SampleSpec(visual_dim=3 * ctrl_files.WIDTH, sentence_dim=ctrl_files.VECTOR)
 
 
 @pytest.fixture(scope="module")
@@ -20,11 +20,16 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def content(folder):
-    return data.load(str(folder / "windows"), str(folder / "queries"), "train", RULES)
+    return data.load(str(folder / "windows"), str(folder / "queries"), "train", SPEC)
 
 
-def pipeline(content, batch=8, index=0, count=1, seed=3, **rules):
-    return data.TrainPipeline(content, dataclasses.replace(RULES, **rules), DataShard(index, count, batch, seed))
+def pipeline(content, batch=8, index=0, count=1, seed=3, **options):
+    spec = dataclasses.replace(SPEC, **options)
+    return samples.train_pipeline(content, spec, DataShard(index, count, batch, seed))
+
+
+def pairs(content, **options):
+    return samples.find_pairs(content, dataclasses.replace(SPEC, **options)).numbers
 
 
 def take(batches, count):
@@ -39,8 +44,8 @@ def same(a, b):
 def test_an_epoch_holds_every_pair_once_and_the_next_one_in_another_order(content):
     made = pipeline(content)
     per_epoch = made.epoch_examples() // 8
-    assert made.epoch_examples() == len(made.pairs) // 8 * 8 > 50
-    epochs = [np.concatenate([made.plan(epoch * per_epoch + n) for n in range(per_epoch)]) for epoch in (0, 1)]
+    assert made.epoch_examples() == len(pairs(content)) // 8 * 8 > 50
+    epochs = [np.concatenate([made.plan(epoch * per_epoch + n).numbers for n in range(per_epoch)]) for epoch in (0, 1)]
     for epoch in epochs:
         assert len(set(epoch.tolist())) == len(epoch)
     assert not np.array_equal(*epochs)
@@ -56,8 +61,8 @@ def test_examples_are_windows_with_their_context_sentences_and_offsets(content):
         "offsets": ((8, 2), np.float32),
     }
     places = [(video, row) for video in content.videos for row in range(len(video.spans))]
-    for number, pair in enumerate(made.plan(0)):
-        (video, row), query = places[made.pairs[pair, 0]], content.queries[made.pairs[pair, 1]]
+    for number, (window, sentence) in enumerate(pairs(content)[made.plan(0).numbers]):
+        (video, row), query = places[window], content.queries[sentence]
         assert video.name == query.video
         overlap, outside = windows.overlap_and_outside(video.spans[row], query.span)
         assert overlap > 0.5
@@ -68,7 +73,7 @@ def test_examples_are_windows_with_their_context_sentences_and_offsets(content):
         np.testing.assert_array_equal(batch["visual"][number, 8:16], video.features[row])
 
 
-def test_a_place_is_gone_on_from_whatever_the_number_of_processes(content):
+def test_resuming_is_exact_on_any_number_of_processes(content):
     for options in ({}, {"unique_clips": True}):
         whole = take(pipeline(content, **options), 30)
         resumed = pipeline(content, **options)
@@ -89,7 +94,7 @@ def test_no_moment_twice_in_a_batch_if_so_wanted(content):
     for unique in (False, True):
         made = pipeline(content, batch=20, unique_clips=unique)
         for number in range(40):
-            queries = [content.queries[sentence] for sentence in made.pairs[made.plan(number), 1]]
+            queries = [content.queries[sentence] for sentence in pairs(content)[made.plan(number).numbers, 1]]
             moments = {(query.video, *query.span.tolist()) for query in queries}
             assert not unique or len(moments) == 20
             twice += len(moments) < 20
@@ -97,10 +102,9 @@ def test_no_moment_twice_in_a_batch_if_so_wanted(content):
 
 
 def test_thresholds_decide_the_pairs(content):
-    strict = pipeline(content, batch=1, min_overlap=0.7, max_outside=0.05).pairs
-    loose = pipeline(content, batch=1, min_overlap=0.2, max_outside=0.5).pairs
-    usual = pipeline(content, batch=1).pairs
-    assert len(strict) < len(usual) < len(loose)
+    strict = pairs(content, min_overlap=0.7, max_outside=0.05)
+    loose = pairs(content, min_overlap=0.2, max_outside=0.5)
+    assert len(strict) < len(pairs(content)) < len(loose)
 
 
 def test_what_does_not_fill_a_batch(content):
@@ -111,18 +115,18 @@ def test_what_does_not_fill_a_batch(content):
     with pytest.raises(DataError, match="30 moments of windows and sentences do not fill a batch of 31"):
         pipeline(content, batch=31, unique_clips=True)
     with pytest.raises(DataError, match="0 pairs"):
-        pipeline(data.MomentData([], content.queries), batch=1)
+        pipeline(samples.MomentData([], content.queries), batch=1)
 
 
 def test_evaluation_shows_every_window_and_every_sentence_once(folder):
-    content = data.load(str(folder / "windows"), str(folder / "queries"), "test", RULES)
+    content = data.load(str(folder / "windows"), str(folder / "queries"), "test", SPEC)
     assert [video.name for video in content.videos] == ["s5-d_5.avi"], "windows of other videos are not read"
     (video,) = content.videos
     rows = max(len(video.spans), len(content.queries))
-    assert data.EvaluationPipeline(content, RULES, DataShard(0, 1, 16)).epoch_examples() == rows
+    assert samples.evaluation_pipeline(content, SPEC, DataShard(0, 1, 16)).epoch_examples() == rows
     for count in (1, 2):
         parts = [
-            list(data.EvaluationPipeline(content, RULES, DataShard(index, count, 16, 0))) for index in range(count)
+            list(samples.evaluation_pipeline(content, SPEC, DataShard(index, count, 16, 0))) for index in range(count)
         ]
         assert len({len(part) for part in parts}) == 1
         merged = {name: np.concatenate([batch[name] for part in parts for batch in part]) for name in parts[0][0]}
@@ -141,9 +145,9 @@ def test_data_of_other_sizes_is_refused(folder):
         ("sentence_dim", "sentence_dim = 10"),
     ):
         with pytest.raises(DataError, match=message):
-            data.load(str(folder / "windows"), str(folder / "queries"), "train", dataclasses.replace(RULES, **{key: 6}))
+            data.load(str(folder / "windows"), str(folder / "queries"), "train", dataclasses.replace(SPEC, **{key: 6}))
     with pytest.raises(DataError, match="context: 'far' is not one of exact, nearest"):
-        data.load("", "", "train", dataclasses.replace(RULES, context="far"))
+        data.load("", "", "train", dataclasses.replace(SPEC, context="far"))
 
 
 def test_a_damaged_file_is_named(folder, tmp_path):
@@ -155,4 +159,4 @@ def test_a_damaged_file_is_named(folder, tmp_path):
     content[40] ^= 255
     path.write_bytes(content)
     with pytest.raises(DataError, match=path.name):
-        data.load(str(folder / "windows"), str(tmp_path / "queries"), "train", RULES)
+        data.load(str(folder / "windows"), str(tmp_path / "queries"), "train", SPEC)

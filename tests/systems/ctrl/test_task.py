@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vlm_jax import config as configs
 from vlm_jax.data.synthetic import SyntheticPipeline
 from vlm_jax.errors import ConfigError
+from vlm_jax.systems.ctrl.task import load, make_model
 from vlm_jax.task import get_task
 from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
@@ -92,6 +93,7 @@ import numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 from vlm_jax import config as configs
+from vlm_jax.systems.ctrl.task import load, make_model
 from vlm_jax.task import get_task
 from vlm_jax.train import sharding
 config = configs.load("configs/ctrl_tacos.py:smoke")
@@ -182,11 +184,9 @@ def test_scores_are_the_model_s_own_whole_matrix(folder):
     evaluator = task.evaluators["things"]
     batches = list(evaluator.data(DataShard(0, 1, 64)))
     visual, sentence = (np.concatenate([batch[name] for batch in batches]) for name in ("visual", "sentence"))
-    from vlm_jax.systems.ctrl.task import make_model
-
     out = np.asarray(make_model(config).apply(variables, visual, sentence[:12]))
     best = evaluate.run(evaluator, variables, sharding.make_mesh(config.mesh), 16).outputs["best"]
-    windows = evaluator.data(DataShard(0, 1, 64)).data.videos[0].spans
+    windows = load(config, config.data.windows, config.data.queries, "test")[0].videos[0].spans
     segments = windows + out[:, : len(windows), 1:].astype(np.float64)
     for row in range(12):
         order = np.argsort(out[row, : len(windows), 0], kind="stable")[::-1]

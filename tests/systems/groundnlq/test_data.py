@@ -1,4 +1,4 @@
-"""GroundNLQ's batches: order, padding, targets, jitter, evaluation, and what is refused."""
+"""GroundNLQ's batches: order, padding, targets, jitter, evaluation, and what is rejected."""
 
 import dataclasses
 
@@ -9,12 +9,12 @@ import pytest
 from vlm_jax.data.feature_store import CLIPS, FeatureStore, clip_features
 from vlm_jax.data.records import Record, finalize, shard_path, write_shard
 from vlm_jax.errors import DataError
-from vlm_jax.systems.groundnlq import data
+from vlm_jax.systems.groundnlq import data, samples
 from vlm_jax.systems.groundnlq.point_labels import assign, points
 from vlm_jax.types import DataShard
 
 RANGES = ((0, 4), (2, 8), (4, 10000))
-RULES = data.Rules(
+SPEC = samples.SampleSpec(
     video_dim=nlq_files.WIDTH,
     text_dim=nlq_files.WORD,
     max_tokens=6,
@@ -36,12 +36,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(folder):
-    return FeatureStore(str(folder / "features"), WANTED)
+    found = FeatureStore(str(folder / "features"), WANTED)
+    found.load(f"clip{number}" for number in range(12))
+    return found
 
 
 @pytest.fixture(scope="module")
 def queries(folder):
-    return data.load_queries(str(folder / "queries"), "train", RULES)
+    return data.load_queries(str(folder / "queries"), "train", SPEC)
 
 
 def batches(pipeline, count):
@@ -49,10 +51,10 @@ def batches(pipeline, count):
     return [next(iterator) for _ in range(count)]
 
 
-def test_the_order_hangs_on_seed_and_position_alone(store, queries):
+def test_the_order_depends_on_seed_and_position_alone(store, queries):
     def make(index=0, count=1, seed=3, jitter=True):
-        rules = dataclasses.replace(RULES, jitter=jitter)
-        return data.TrainPipeline(queries, store, rules, DataShard(index, count, 4, seed))
+        spec = dataclasses.replace(SPEC, jitter=jitter)
+        return samples.train_pipeline(queries, store, spec, DataShard(index, count, 4, seed))
 
     whole = make()
     assert (len(queries), whole.epoch_examples()) == (18, 16), "what fills no batch is dropped"
@@ -66,23 +68,23 @@ def test_the_order_hangs_on_seed_and_position_alone(store, queries):
     for number, batch in enumerate(first):
         for name, value in batch.items():
             np.testing.assert_array_equal(np.concatenate([half[number][name] for half in halves]), value, err_msg=name)
-    numbers = np.concatenate([whole.plan(batch)[1] for batch in range(4)])
+    numbers = np.concatenate([whole.plan(batch).numbers for batch in range(4)])
     assert len(set(numbers.tolist())) == 16
-    assert not np.array_equal(numbers, np.concatenate([whole.plan(batch)[1] for batch in range(4, 8)]))
-    assert not np.array_equal(make(seed=4).plan(0)[1], whole.plan(0)[1])
+    assert not np.array_equal(numbers, np.concatenate([whole.plan(batch).numbers for batch in range(4, 8)]))
+    assert not np.array_equal(make(seed=4).plan(0).numbers, whole.plan(0).numbers)
     with pytest.raises(DataError, match="position 5 is no multiple of the batch size 4"):
         whole.restore(5)
 
 
 def test_batches_hold_padded_features_and_targets(store, queries):
-    pipeline = data.TrainPipeline(queries, store, RULES, DataShard(0, 1, 4, 1))
+    pipeline = samples.train_pipeline(queries, store, SPEC, DataShard(0, 1, 4, 1))
     lengths = set()
     for number, batch in enumerate(batches(pipeline, 8)):
-        shown = [queries[place] for place in pipeline.plan(number)[1]]
+        shown = [queries[place] for place in pipeline.plan(number).numbers]
         longest = max(store.length(query.clip) for query in shown)
         bucket = batch["video"].shape[1]
         lengths.add(bucket)
-        assert bucket == min(size for size in RULES.buckets if size >= longest + 4)
+        assert bucket == min(size for size in SPEC.buckets if size >= longest + 4)
         extents = [max(len(query.tokens) for query in shown[part]) for part in (slice(0, 2), slice(2, 4))]
         np.testing.assert_array_equal(batch["extent"].sum(1), np.repeat(extents, 2))
         for row, query in enumerate(shown):
@@ -101,43 +103,36 @@ def test_batches_hold_padded_features_and_targets(store, queries):
 
 
 def test_a_bucket_leaves_the_last_stride_free_or_is_full():
-    rules = data.Rules(buckets=(1024, 2048, 2560))
-    assert [rules.bucket(length) for length in (1, 960, 961, 1984, 1985, 2496, 2560)] == [
-        1024,
-        1024,
-        2048,
-        2048,
-        2560,
-        2560,
-        2560,
-    ]
-    assert data.Rules().bucket(5) == 2560
+    buckets = samples.SampleSpec(buckets=(1024, 2048, 2560)).make_buckets([1, 960, 961, 1984, 1985, 2496, 2560])
+    assert buckets.fit(np.arange(7)).tolist() == [1024, 1024, 2048, 2048, 2560, 2560, 2560]
+    assert samples.SampleSpec().make_buckets([5]).fit(np.arange(1)).tolist() == [2560]
 
 
-def test_jitter_moves_and_stretches_anew_in_every_epoch(store, queries):
+def test_jitter_shifts_and_dilates_anew_in_every_epoch(store, queries):
     spans = np.array([[10.0, 14.0]])
-    assert data.jittered(spans, np.array([[1, 0.7]])).tolist() == [[10, 14]], "scale 1 stays where it was"
-    assert data.jittered(spans, np.array([[3, 1.0]])).tolist() == [[2, 14]]
-    assert data.jittered(spans, np.array([[3, -1.0]])).tolist() == [[10, 22]]
-    plain = data.TrainPipeline(queries, store, RULES, DataShard(0, 1, 18, 1))
-    jitter = data.TrainPipeline(queries, store, dataclasses.replace(RULES, jitter=True), DataShard(0, 1, 18, 1))
+    assert samples.jittered(spans, np.array([[1, 0.7]])).tolist() == [[10, 14]], "scale 1 stays where it was"
+    assert samples.jittered(spans, np.array([[3, 1.0]])).tolist() == [[2, 14]]
+    assert samples.jittered(spans, np.array([[3, -1.0]])).tolist() == [[10, 22]]
+    plain = samples.train_pipeline(queries, store, SPEC, DataShard(0, 1, 18, 1))
+    jitter = samples.train_pipeline(queries, store, dataclasses.replace(SPEC, jitter=True), DataShard(0, 1, 18, 1))
     epochs = batches(jitter, 2)
     for number, batch in enumerate(batches(plain, 2)):
         assert not np.array_equal(batch["class_targets"], epochs[number]["class_targets"])
         np.testing.assert_array_equal(batch["video"], epochs[number]["video"])
     by_query = []
     for number, batch in enumerate(epochs):
-        order = np.argsort(jitter.plan(number)[1])
+        order = np.argsort(jitter.plan(number).numbers)
         by_query.append(batch["class_targets"][order])
     assert not np.array_equal(*by_query)
 
 
 @pytest.mark.parametrize("size", [4, 6])
 def test_evaluation_shows_every_question_once_on_any_number_of_processes(folder, store, size):
-    queries = data.load_queries(str(folder / "queries"), "validation", RULES)
+    queries = data.load_queries(str(folder / "queries"), "validation", SPEC)
     extents = np.repeat([max(len(q.tokens) for q in queries[at : at + 4]) for at in range(0, len(queries), 4)], 4)
     for count in (1, 2):
-        parts = [list(data.EvaluationPipeline(queries, store, RULES, DataShard(n, count, size))) for n in range(count)]
+        shards = [DataShard(index, count, size) for index in range(count)]
+        parts = [list(samples.evaluation_pipeline(queries, store, SPEC, shard)) for shard in shards]
         assert len({len(part) for part in parts}) == 1
         seen = []
         for step in range(len(parts[0])):
@@ -168,31 +163,31 @@ def features(folder, dtype="float32", **arrays):
 def test_what_is_wrong_is_said_in_a_line(folder, store, queries, tmp_path):
     shard = DataShard(0, 1, 4)
     with pytest.raises(DataError, match="18 questions do not fill a batch of 19"):
-        data.TrainPipeline(queries, store, RULES, DataShard(0, 1, 19))
+        samples.train_pipeline(queries, store, SPEC, DataShard(0, 1, 19))
     with pytest.raises(DataError, match=r"clip clip\d+ has \d+ positions, training takes up to 32"):
-        data.TrainPipeline(queries, store, dataclasses.replace(RULES, max_length=32), shard)
+        samples.train_pipeline(queries, store, dataclasses.replace(SPEC, max_length=32), shard)
     with pytest.raises(DataError, match=r"question ann3_0 has no answer to train on; is this a test split"):
-        data.TrainPipeline(data.load_queries(str(folder / "queries"), "test", RULES), store, RULES, shard)
+        samples.train_pipeline(data.load_queries(str(folder / "queries"), "test", SPEC), store, SPEC, shard)
     with pytest.raises(DataError, match=r"question \S+ has 4 words' features, expected 1 to 3"):
-        data.load_queries(str(folder / "queries"), "train", dataclasses.replace(RULES, max_tokens=3))
+        data.load_queries(str(folder / "queries"), "train", dataclasses.replace(SPEC, max_tokens=3))
     with pytest.raises(DataError, match="text_dim = 8, the config asks for 9"):
-        data.load_queries(str(folder / "queries"), "train", dataclasses.replace(RULES, text_dim=9))
+        data.load_queries(str(folder / "queries"), "train", dataclasses.replace(SPEC, text_dim=9))
     with pytest.raises(DataError, match="text_source = '', the config asks for 'words:x'"):
-        data.load_queries(str(folder / "queries"), "train", RULES, "words:x")
+        data.load_queries(str(folder / "queries"), "train", SPEC, "words:x")
     with pytest.raises(DataError, match="no split 'dev'"):
-        data.load_queries(str(folder / "queries"), "train+dev", RULES)
+        data.load_queries(str(folder / "queries"), "train+dev", SPEC)
     with pytest.raises(DataError, match="no split 'clips'; it has"):
         FeatureStore(str(folder / "queries"), WANTED)
     rows = np.zeros((3, nlq_files.WIDTH), np.float32)
     other = features(tmp_path, clip0=rows, clip1=np.full_like(rows, np.nan))
     with pytest.raises(DataError, match="video_source = 'theirs', the config asks for ''"):
         FeatureStore(other, {**WANTED, "video_source": ""})
-    loaded = FeatureStore(other, WANTED, "bfloat16")
-    loaded.load(["clip0"])
-    assert loaded["clip0"].dtype.itemsize == 2
+    half = FeatureStore(other, WANTED, "bfloat16")
+    half.load(["clip0"])
+    assert half["clip0"].dtype.itemsize == 2
     with pytest.raises(DataError, match="clip clip1: its features hold numbers that are not finite"):
-        loaded.load(["clip1"])
+        half.load(["clip1"])
     with pytest.raises(DataError, match="no features of clip clip4 and 1 more, which questions are about"):
-        loaded.load(["clip0", "clip4", "clip5"])
+        half.load(["clip0", "clip4", "clip5"])
     with pytest.raises(DataError, match="type of features: 'int8' is not one of float32, bfloat16, float16"):
         FeatureStore(other, WANTED, "int8")

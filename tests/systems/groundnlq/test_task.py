@@ -18,10 +18,10 @@ from data_prep.groundnlq import prepare as preparation
 from vlm_jax import config as configs
 from vlm_jax.data.synthetic import SyntheticPipeline
 from vlm_jax.errors import ConfigError
-from vlm_jax.systems.groundnlq import data
+from vlm_jax.systems.groundnlq import data, samples
 from vlm_jax.systems.groundnlq import interop as names
 from vlm_jax.systems.groundnlq import predict as answers
-from vlm_jax.systems.groundnlq.task import make_rules
+from vlm_jax.systems.groundnlq.task import make_sample_spec, open_store
 from vlm_jax.task import get_task
 from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
@@ -242,19 +242,25 @@ def test_buckets_and_batches_change_no_answer(folder, tmp_path):
         np.testing.assert_allclose(ours, theirs, atol=2e-3)
 
 
+def questions(config, split):
+    return data.load_queries(config.data.queries, split, make_sample_spec(config))
+
+
 def test_longer_clips_are_answered_by_windows(folder, tmp_path):
     config = nlq_files.configure(small(data__buckets=(32,), model__max_length=32), folder)
     task = get_task(config)
-    pipeline = task.evaluators["validation"].data(DataShard(0, 1, 4))
-    assert len(pipeline.windows) > len(pipeline.queries)
-    for number, query in enumerate(pipeline.queries):
-        own = [window for window in pipeline.windows if window.query == number]
+    queries, store = questions(config, "validation"), open_store(config, config.data.features)
+    store.load(query.clip for query in queries)
+    windows = samples.windows(queries, store, 32)
+    assert task.evaluators["validation"].data(DataShard(0, 1, 4)).epoch_examples() == len(windows) > len(queries)
+    for number, query in enumerate(queries):
+        own = [window for window in windows if window.query == number]
         covered = {place for window in own for place in range(window.start, window.start + window.length)}
-        assert covered == set(range(pipeline.store.length(query.clip)))
+        assert covered == set(range(store.length(query.clip)))
         assert all(window.length <= 32 for window in own)
     found = moments(task, random_variables(task), "validation", 4, tmp_path)
     late = 0
-    for query, answer in zip(pipeline.queries, found, strict=True):
+    for query, answer in zip(queries, found, strict=True):
         assert 0 < len(answer) <= 5
         assert (np.diff(answer[:, 2]) <= 0).all()
         assert answer[:, 1].max() <= query.duration + 1e-3
@@ -274,13 +280,12 @@ def test_what_windows_show_twice_is_told_once():
 def test_a_question_without_any_moment_gets_its_whole_clip(folder):
     config = nlq_files.configure(small(decoding__score_threshold=2.0), folder)
     task = get_task(config)
-    queries = task.evaluators["test"].data(DataShard(0, 1, 4)).queries
-    for query, answer in zip(queries, moments(task, random_variables(task), "test", 4), strict=True):
+    for query, answer in zip(questions(config, "test"), moments(task, random_variables(task), "test", 4), strict=True):
         np.testing.assert_array_equal(answer, [[0, query.duration, 0]])
 
 
 def test_names_of_another_form_make_no_submission():
-    query = data.Query("mine", "clip", "?", 9.0, np.zeros((0, 2)), np.zeros((1, 4)))
+    query = samples.Question("mine", "clip", "?", 9.0, np.zeros((0, 2)), np.zeros((1, 4)))
     found = np.tile([[1.0, 2.0, 0.5]], (12, 1))
     assert answers.submission([query], [found]) is None
     made = answers.submission([dataclasses.replace(query, qid="a_7")], [found])["results"]
@@ -374,11 +379,11 @@ def test_the_reference_s_answers_from_an_lmdb_to_the_result_file(root, tmp_path)
         )
 
 
-def test_rules_come_from_the_config():
+def test_the_sample_spec_comes_from_the_config():
     config = configs.load("configs/groundnlq_pretrain.py")
-    assert make_rules(config).jitter
-    assert not make_rules(config, train=False).jitter, "only what is trained on is jittered"
-    assert make_rules(config) == data.Rules(
+    assert make_sample_spec(config).jitter
+    assert not make_sample_spec(config, train=False).jitter, "only what is trained on is jittered"
+    assert make_sample_spec(config) == samples.SampleSpec(
         buckets=(1024, 1536, 2048, 2560), max_tokens=75, groups=4, jitter=True, reference_batch=16
     )
     mesh = sharding.make_mesh(config.mesh)

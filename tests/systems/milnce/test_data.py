@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 
 from data_prep.milnce import prepare as preparation
 from vlm_jax.data import records
-from vlm_jax.data.pipeline import Split
+from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce import captions
 from vlm_jax.systems.milnce import data as milnce

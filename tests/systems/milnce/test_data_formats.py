@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from data_prep.milnce import prepare as preparation
 from vlm_jax.data import images, records
-from vlm_jax.data.pipeline import Split
+from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce import data as milnce
 from vlm_jax.systems.milnce.data import Clips
@@ -178,7 +178,7 @@ def test_disk_use(made):
     """Bytes over the seconds of film that the records hold, each second once."""
     for directory in made.values():
         size = sum(path.stat().st_size for path in directory.glob("*.tfrecord-*"))
-        assert train(directory).bytes_per_hour() == pytest.approx(size / (2 * SECONDS) * 3600)
+        assert train(directory).examples.bytes_per_hour() == pytest.approx(size / (2 * SECONDS) * 3600)
 
 
 @pytest.mark.parametrize(

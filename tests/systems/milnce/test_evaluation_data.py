@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_prep.milnce import prepare as preparation
-from vlm_jax.data.pipeline import Split
+from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce import data as milnce
 from vlm_jax.systems.milnce import evaluation_data as milnce_evaluation

@@ -3,7 +3,6 @@
 import functools
 import json
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,9 @@ from ml_collections import ConfigDict
 
 from vlm_jax.data.synthetic import SyntheticPipeline
 from vlm_jax.errors import ConfigError
-from vlm_jax.systems.ctrl import metrics
+from vlm_jax.systems.ctrl import metrics, samples
 from vlm_jax.systems.ctrl.loss import alignment_regression
 from vlm_jax.systems.ctrl.model import NORMALISATIONS, Ctrl
-from vlm_jax.systems.ctrl.predict import predict, query_line
 from vlm_jax.systems.ctrl.scoring import answer, make_comparison
 from vlm_jax.task import Aux, Evaluator, Task
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, Variables
@@ -53,10 +51,8 @@ def make_task(config: ConfigDict) -> Task:
     def train_data(shard: DataShard) -> Pipeline:
         if config.data.synthetic:
             return SyntheticPipeline(specs, shard)
-        from vlm_jax.systems.ctrl import data
-
         wanted = config.data
-        return data.TrainPipeline(*load(config, wanted.windows, wanted.queries, wanted.split), shard)
+        return samples.train_pipeline(*load(config, wanted.windows, wanted.queries, wanted.split), shard)
 
     return Task(
         name="ctrl",
@@ -70,9 +66,6 @@ def make_task(config: ConfigDict) -> Task:
             "sentences": functools.partial(embed_sentences, model),
             "pairs": functools.partial(compare, model),
         },
-        predict=lambda variables, requests, top_k: predict(
-            config, model, make_rules(config), variables, requests, top_k
-        ),
     )
 
 
@@ -121,28 +114,26 @@ def compare(model: Ctrl, variables: Variables, batch: Batch) -> Outputs:
     return {"score": out[..., 0], "offsets": out[..., 1:]}
 
 
-def load(config: ConfigDict, windows: str, queries: str, split: str) -> tuple[Any, Any]:
-    """The sentences of a split with their videos' windows (`data.ctrl.MomentData`), and the rules of the config."""
+def load(config: ConfigDict, windows: str, queries: str, split: str) -> tuple[samples.MomentData, samples.SampleSpec]:
+    """Read the sentences of a split with their videos' windows; return them and how samples are made."""
     from vlm_jax.systems.ctrl import data
 
-    rules = make_rules(config)
-    return data.load(windows, queries, split, rules), rules
+    spec = make_sample_spec(config)
+    return data.load(windows, queries, split, spec), spec
 
 
-def truth_of(query: Any) -> dict[str, list]:
-    """What a sentence (`data.ctrl.Query`) describes: frames, and `[[start, end]]` in seconds where these are known."""
+def truth_of(query: samples.Sentence) -> dict[str, list]:
+    """What a sentence describes: frames, and `[[start, end]]` in seconds where these are known."""
     frames = query.span.tolist()
     return {"truth_frames": frames} | ({"truth": [[frame / query.fps for frame in frames]]} if query.fps else {})
 
 
-def make_rules(config: ConfigDict) -> Any:
-    """How samples are made (`data.ctrl.Rules`)."""
-    from vlm_jax.systems.ctrl import data
-
+def make_sample_spec(config: ConfigDict) -> samples.SampleSpec:
+    """Return how samples are made."""
     names = ("min_overlap", "max_outside", "context_num", "context_size", "context", "unique_clips")
     names += ("video_source", "text_source")
     sizes = {"visual_dim": config.model.visual_dim, "sentence_dim": config.model.sentence_dim}
-    return data.Rules(**sizes, **{name: config.data[name] for name in names})
+    return samples.SampleSpec(**sizes, **{name: config.data[name] for name in names})
 
 
 def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
@@ -154,9 +145,7 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
     loaded = functools.cache(lambda: load(config, wanted.windows, wanted.queries, wanted.split))
 
     def data(shard: DataShard) -> Pipeline:
-        from vlm_jax.systems.ctrl import data
-
-        return data.EvaluationPipeline(*loaded(), shard)
+        return samples.evaluation_pipeline(*loaded(), shard)
 
     def predict(variables: Variables, batch: Batch) -> Outputs:
         return embed_clips(model, variables, batch) | embed_sentences(model, variables, batch)
@@ -200,7 +189,8 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
         place = min(range(len(thresholds)), key=lambda number: abs(thresholds[number] - 0.5))
         found = zip(loaded()[0].queries, outputs["best"][:, place], strict=True)
         lines = [
-            query_line(query.qid, query.video, query.text, best, query.fps) | truth_of(query) for query, best in found
+            metrics.query_line(query.qid, query.video, query.text, best, query.fps) | truth_of(query)
+            for query, best in found
         ]
         (folder / f"{name}_queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -7,7 +7,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vlm_jax.errors import ConfigError
+from vlm_jax.systems.groundnlq import samples
 from vlm_jax.systems.groundnlq.decoding import SUPPRESSIONS, Decoding
+from vlm_jax.systems.groundnlq.samples import ClipFeatures, Question
 
 SUBMITTED = 10
 """Moments of a question that the challenge's file holds at most."""
@@ -33,7 +35,7 @@ def make_decoding(config: ConfigDict, max_moments: int | None = None) -> Decodin
 
 
 def by_query(
-    config: ConfigDict, queries: Sequence[Any], store: Any, outputs: Mapping[str, np.ndarray]
+    config: ConfigDict, queries: Sequence[Question], store: ClipFeatures, outputs: Mapping[str, np.ndarray]
 ) -> list[np.ndarray]:
     """Moments `[K, 3]` (start, end in seconds, score), best first, of every question; at least one.
 
@@ -41,13 +43,11 @@ def by_query(
 
     Args:
       config: Of the task.
-      queries: Questions (`data.groundnlq.Query`).
+      queries: Questions (`samples.Question`).
       store: Of their clips.
       outputs: `segments`, `scores` and `there` of all windows, in their order.
     """
-    from vlm_jax.systems.groundnlq import data
-
-    windows = data.windows(queries, store, config.model.max_length)
+    windows = samples.windows(queries, store, config.model.max_length)
     seconds = config.data.feature_stride / config.data.fps
     found: list[list[np.ndarray]] = [[] for _ in queries]
     for window, segments, scores, there in zip(
@@ -83,12 +83,12 @@ def merge(windows: Sequence[np.ndarray], most: int, sigma: float) -> np.ndarray:
     return np.array(picked).reshape(-1, 3)
 
 
-def query_line(query: Any, moments: np.ndarray) -> dict[str, Any]:
+def query_line(query: Question, moments: np.ndarray) -> dict[str, Any]:
     """A question with its moments, as a JSON object."""
     return {"qid": query.qid, "video": query.clip, "query": query.text, "seconds": moments.tolist()}
 
 
-def submission(queries: Sequence[Any], moments: Sequence[np.ndarray]) -> dict[str, Any] | None:
+def submission(queries: Sequence[Question], moments: Sequence[np.ndarray]) -> dict[str, Any] | None:
     """The Ego4D challenge's result file; None where a question's name is not ANNOTATION_INDEX."""
     results = []
     for query, found in zip(queries, moments, strict=True):

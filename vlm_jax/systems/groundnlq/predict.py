@@ -14,7 +14,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.extraction import Extractor
 from vlm_jax.predictor import Moment, Predictions, Predictor, Request, encode_requests, moments_of
 from vlm_jax.systems.groundnlq import answers, samples
-from vlm_jax.systems.groundnlq.samples import Question
+from vlm_jax.systems.groundnlq.samples import ClipFeatures, Question
 from vlm_jax.systems.groundnlq.task import find_moments, make_model, make_sample_spec, open_store
 from vlm_jax.train.batches import predict_batches
 from vlm_jax.types import DataShard, Variables
@@ -59,7 +59,7 @@ class GroundNLQPredictor(Predictor):
             Question(name, "", "", duration, np.zeros((0, 2)), np.atleast_2d(vectors)[:most])
             for name, vectors in encoded.vectors.items()
         ]
-        found = self._answer(questions, samples.MemoryStore({"": features}), top_k)
+        found = self._answer(questions, OneClip(features), top_k)
         moments = {question.qid: moments_of(rows) for question, rows in zip(questions, found, strict=True)}
         return [moments.get(str(number), []) for number in range(len(sentences))]
 
@@ -81,7 +81,7 @@ class GroundNLQPredictor(Predictor):
         requests, missing = encode_requests(requests, self._extractor)
         known: list[Question] = []
         if any("vector" not in request for request in requests):
-            known = data.load_questions(config.predict.queries, config.predict.split, spec, config.data.text_source)
+            known = data.load_queries(config.predict.queries, config.predict.split, spec, config.data.text_source)
         asked, unanswered = _asked(requests, known, config)
         missing += unanswered
         absent = store.read({question.clip for question in asked})
@@ -100,7 +100,7 @@ class GroundNLQPredictor(Predictor):
         file = answers.submission(questions, found)
         return Predictions(lines, {FILE: json.dumps(file)} if file else {}, missing)
 
-    def _answer(self, questions: Sequence[Question], store: Any, top_k: int) -> list[np.ndarray]:
+    def _answer(self, questions: Sequence[Question], store: ClipFeatures, top_k: int) -> list[np.ndarray]:
         """Moments `[K, 3]` (start, end in seconds, score) of every question, best first."""
         spec = make_sample_spec(self.config, train=False)
         pipeline = samples.evaluation_pipeline(questions, store, spec, DataShard(batch_size=BATCH))
@@ -117,13 +117,26 @@ class GroundNLQPredictor(Predictor):
         return self.compile(functools.partial(find_moments, self._model, decoding))
 
 
-def _asked(
-    requests: Sequence[Mapping[str, Any]], known: Sequence[Any], config: ConfigDict
-) -> tuple[list[Any], list[tuple[str, str, str]]]:
-    """What is asked, each question with its words' features, and what cannot be."""
-    from vlm_jax.systems.groundnlq import data
+class OneClip:
+    """The features of one clip, whatever its name."""
 
-    by_clip: dict[str, list[Any]] = {}
+    def __init__(self, features: np.ndarray) -> None:
+        self._features = features
+
+    def __getitem__(self, clip: str) -> np.ndarray:
+        """Return the features `[T, C]`."""
+        return self._features
+
+    def length(self, clip: str) -> int:
+        """Return T."""
+        return len(self._features)
+
+
+def _asked(
+    requests: Sequence[Mapping[str, Any]], known: Sequence[Question], config: ConfigDict
+) -> tuple[list[Question], list[tuple[str, str, str]]]:
+    """What is asked, each question with its words' features, and what cannot be."""
+    by_clip: dict[str, list[Question]] = {}
     for query in known:
         by_clip.setdefault(query.clip, []).append(query)
     found, missing = [], []
@@ -149,8 +162,8 @@ def _asked(
             )
         if request.get("source", "") != config.data.text_source:
             raise ConfigError(
-                f"question {name}: its words' features were made with {request.get('source', '')!r}, the config asks "
-                f"for {config.data.text_source!r} (config.data.text_source)"
+                f"question {name}: its words' features were made with {request.get('source', '')!r}, the model was "
+                f"trained with {config.data.text_source!r} (config.data.text_source)"
             )
         most = config.text.max_tokens
         if not 0 < len(tokens) <= most:
@@ -159,5 +172,5 @@ def _asked(
         if not np.isfinite(tokens).all():
             missing.append((name, "words' features not finite", text))
             continue
-        found.append(data.Query(name, clip, text, 0.0, np.zeros((0, 2)), tokens))
+        found.append(Question(name, clip, text, 0.0, np.zeros((0, 2)), tokens))
     return found, missing

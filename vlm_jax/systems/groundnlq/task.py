@@ -2,9 +2,9 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vlm_jax.data.synthetic import SyntheticPipeline
 from vlm_jax.errors import ConfigError
 from vlm_jax.metrics.moments import moment_metrics
-from vlm_jax.systems.groundnlq import predict as answers
+from vlm_jax.systems.groundnlq import answers, samples
 from vlm_jax.systems.groundnlq.decoding import Decoding, decode
 from vlm_jax.systems.groundnlq.loss import grounding_loss
 from vlm_jax.systems.groundnlq.model import GroundNLQ
@@ -25,8 +25,16 @@ NORMALISER = "loss"
 """Collection of the running counts of positives, one a group; they belong to a run, not to the model."""
 INPUTS = ("video", "video_mask", "text", "text_mask", "extent")
 
-Stores = Callable[[str], Any]
-"""Directory -> the features of its clips (`data.features.FeatureStore`), one store for all who ask."""
+
+class Store(samples.ClipFeatures, Protocol):
+    """Features of clips that are loaded when they are needed (`vlm_jax.data.feature_store.FeatureStore`)."""
+
+    def load(self, clips: Iterable[str]) -> None:
+        """Read some clips into memory."""
+
+
+Stores = Callable[[str], Store]
+"""Directory -> the features of its clips, one store for all who ask."""
 
 
 def make_task(config: ConfigDict) -> Task:
@@ -62,9 +70,9 @@ def make_task(config: ConfigDict) -> Task:
             return SyntheticPipeline(specs[next(iter(specs))], shard)
         from vlm_jax.systems.groundnlq import data
 
-        rules = make_rules(config)
-        queries = data.load_queries(config.data.queries, config.data.split, rules, config.data.text_source)
-        return data.TrainPipeline(queries, stores(config.data.features), rules, shard)
+        spec = make_sample_spec(config)
+        questions = data.load_queries(config.data.queries, config.data.split, spec, config.data.text_source)
+        return samples.train_pipeline(questions, load_clips(stores, config.data.features, questions), spec, shard)
 
     return Task(
         name="groundnlq",
@@ -77,7 +85,6 @@ def make_task(config: ConfigDict) -> Task:
             "levels": functools.partial(read_levels, model),
             "moments": functools.partial(find_moments, model, options),
         },
-        predict=functools.partial(answers.predict, config, functools.partial(find_moments, model), stores, make_rules),
         run_state=(NORMALISER,),
     )
 
@@ -117,11 +124,9 @@ def make_model(config: ConfigDict) -> GroundNLQ:
     )
 
 
-def make_rules(config: ConfigDict, *, train: bool = True) -> Any:
-    """How batches are made (`data.groundnlq.Rules`)."""
-    from vlm_jax.systems.groundnlq import data
-
-    return data.Rules(
+def make_sample_spec(config: ConfigDict, *, train: bool = True) -> samples.SampleSpec:
+    """Return how batches are made."""
+    return samples.SampleSpec(
         video_dim=config.model.video_dim,
         text_dim=config.model.text_dim,
         max_tokens=config.text.max_tokens,
@@ -137,8 +142,15 @@ def make_rules(config: ConfigDict, *, train: bool = True) -> Any:
     )
 
 
-def open_store(config: ConfigDict, directory: str) -> Any:
-    """The clips of a folder, checked against the config (`data.features.FeatureStore`)."""
+def load_clips(stores: Stores, directory: str, questions: Sequence[samples.Question]) -> Store:
+    """Return the store of a directory with the clips of some questions in memory."""
+    store = stores(directory)
+    store.load(question.clip for question in questions)
+    return store
+
+
+def open_store(config: ConfigDict, directory: str) -> Store:
+    """Return the clips of a folder, checked against the config."""
     from vlm_jax.data.feature_store import FeatureStore
 
     wanted = {
@@ -213,19 +225,17 @@ def find_moments(model: GroundNLQ, options: Decoding, variables: Variables, batc
 
 def _moments(config: ConfigDict, name: str, model: GroundNLQ, options: Decoding, stores: Stores) -> Evaluator:
     """All questions of a split, each answered in its own clip."""
-    wanted = config.moments[name]
+    wanted, spec = config.moments[name], make_sample_spec(config, train=False)
 
     # Read once, when it is first needed.
     @functools.cache
-    def queries() -> list[Any]:
+    def queries() -> list[samples.Question]:
         from vlm_jax.systems.groundnlq import data
 
-        return data.load_queries(wanted.queries, wanted.split, make_rules(config, train=False), config.data.text_source)
+        return data.load_queries(wanted.queries, wanted.split, spec, config.data.text_source)
 
     def data(shard: DataShard) -> Pipeline:
-        from vlm_jax.systems.groundnlq import data
-
-        return data.EvaluationPipeline(queries(), stores(wanted.features), make_rules(config, train=False), shard)
+        return samples.evaluation_pipeline(queries(), load_clips(stores, wanted.features, queries()), spec, shard)
 
     def by_query(outputs: Outputs) -> list[np.ndarray]:
         return answers.by_query(config, queries(), stores(wanted.features), outputs)

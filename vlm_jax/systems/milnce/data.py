@@ -8,8 +8,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vlm_jax.data import images
-from vlm_jax.data.pipeline import Split, TrainPipeline
+from vlm_jax.data.pipeline import TrainPipeline
 from vlm_jax.data.protocol import check_protocol
+from vlm_jax.data.record_examples import RecordExamples, RecordSource, Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce import captions
 from vlm_jax.text import word_list
@@ -202,4 +203,5 @@ def train_pipeline(
         begin = float(record["start"])
         return record["video_id"].numpy().decode(), begin, begin + images.count_frames(record) / split.protocol["fps"]
 
-    return TrainPipeline(split, shard, decode, streams=streams, block=block, workers=workers, stretch=stretch)
+    examples = RecordExamples(RecordSource(split, decode, stretch), workers=workers)
+    return TrainPipeline(examples, shard, streams=streams, block=block)

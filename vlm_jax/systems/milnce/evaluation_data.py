@@ -10,8 +10,9 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vlm_jax.data import images
-from vlm_jax.data.pipeline import EvaluationPipeline, Split
+from vlm_jax.data.pipeline import EvaluationPipeline
 from vlm_jax.data.protocol import check_protocol
+from vlm_jax.data.record_examples import RecordExamples, RecordSource, Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce.data import SECOND, SECONDS
 from vlm_jax.text import word_list
@@ -83,7 +84,7 @@ def retrieval_pipeline(
             "text": tf.ensure_shape(ids, [max_words]),
         }
 
-    return EvaluationPipeline(split, shard, decode)
+    return EvaluationPipeline(RecordExamples(RecordSource(split, decode)), shard)
 
 
 def frame_numbers(order: str, windows: int, num_frames: int, item: bytes) -> np.ndarray:
@@ -181,4 +182,4 @@ def classification_pipeline(
             "splits": tf.ensure_shape(record["splits"], [3]),
         }
 
-    return EvaluationPipeline(split, shard, decode)
+    return EvaluationPipeline(RecordExamples(RecordSource(split, decode)), shard)
