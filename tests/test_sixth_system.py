@@ -106,7 +106,6 @@ def test_its_published_checkpoint_is_found_and_starts_a_run(reference, config, t
     assert json.loads(first)["loss"] < 1e-5, "it began with the truth"
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="inference.load makes the same class for every system")
 def test_its_predictor_is_loaded(reference, tmp_path):
     convert.convert("toy", reference, tmp_path / "converted")
     predictor = inference.load(tmp_path / "converted")

@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from vlm_jax.data import records
 from vlm_jax.data.order import Place
+from vlm_jax.data.protocol import PROTOCOL, read_protocol
 from vlm_jax.errors import DataError
 
 Decode = Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
@@ -31,7 +32,7 @@ class Split:
     """
 
     def __init__(self, directory: str | Path, split: str) -> None:
-        content = records.read_protocol(directory)
+        content = read_protocol(directory)
         self.directory = Path(directory)
         if split not in content["splits"]:
             raise DataError(f"data {directory}: no split {split!r}; it has {', '.join(content['splits'])}")
@@ -70,7 +71,7 @@ class Split:
         if found != expected:
             raise DataError(
                 f"{records.index_path(self.paths[shard])}: {found[0]} records in {found[1]} groups, "
-                f"{records.PROTOCOL} says {expected[0]} in {expected[1]}; run the preparation again"
+                f"{PROTOCOL} says {expected[0]} in {expected[1]}; run the preparation again"
             )
         return index, starts
 

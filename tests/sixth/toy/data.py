@@ -7,7 +7,8 @@ import tensorflow_datasets as tfds
 from vlm_jax.systems.toy.batches import example
 
 from vlm_jax.data import records
-from vlm_jax.data.pipeline import EvaluationPipeline, Split, TrainPipeline
+from vlm_jax.data.pipeline import EvaluationPipeline, TrainPipeline
+from vlm_jax.data.record_examples import RecordExamples, RecordSource, Split
 
 FEATURES = tfds.features.FeaturesDict(
     {name: tfds.features.Tensor(shape=(size,), dtype=np.float32) for name, size in (("x", 4), ("y", 2))}
@@ -24,11 +25,15 @@ def write(directory, split, numbers):
 
 
 def train_pipeline(directory, shard):
-    return TrainPipeline(Split(directory, "train"), shard, decode, streams=1, block=16)
+    return TrainPipeline(examples(directory, "train"), shard, block=16)
 
 
 def evaluation_pipeline(directory, shard):
-    return EvaluationPipeline(Split(directory, "held"), shard, decode)
+    return EvaluationPipeline(examples(directory, "held"), shard)
+
+
+def examples(directory, split):
+    return RecordExamples(RecordSource(Split(directory, split), decode))
 
 
 def decode(record, seed):
