@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vlm_jax.data import records
+from vlm_jax.data.protocol import read_protocol
 from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.progress import Progress
@@ -121,7 +122,7 @@ def check_prepared(directory: Path, check_record: CheckRecord, workers: int) -> 
     Raises:
       DataError: where the folder holds no data set.
     """
-    content = records.read_protocol(directory)
+    content = read_protocol(directory)
     tasks, broken = [], []
     for name in content["splits"]:
         split = Split(directory, name)

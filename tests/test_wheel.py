@@ -20,6 +20,9 @@ SHAPES = {
 OPTIONAL = ("tensorflow", "tensorflow_datasets", "av", "sklearn", "lmdb", "tensorboard")
 """Packages of extras; what needs one of them that is not here is not imported."""
 
+PIP = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
+PIP += ["--disable-pip-version-check"]
+
 SCRIPT = """
 import importlib, pathlib, pkgutil, sys
 
@@ -62,8 +65,7 @@ def installed(root, tmp_path_factory):
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "vlm_jax", "configs", "launch", "data_prep"):
         os.symlink(root / name, folder / "source" / name)
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]
-        + ["--disable-pip-version-check", "--target", folder / "installed", folder / "source"],
+        [*PIP, "--target", folder / "installed", folder / "source"],
         text=True,
         capture_output=True,
     )

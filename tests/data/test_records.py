@@ -6,6 +6,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from vlm_jax.data import records
+from vlm_jax.data.protocol import check_protocol, read_protocol
 from vlm_jax.data.records import Record, Skip
 from vlm_jax.errors import DataError
 
@@ -98,7 +99,7 @@ def test_finalize_counts(tmp_path):
     write(tmp_path, (3, 0, 2))
     size = sum(path.stat().st_size for path in tmp_path.glob("*.tfrecord-*"))
     assert finalize(tmp_path, 3, fps=5) == {"records": 5, "groups": 4, "bytes": size, "skipped": {}}
-    protocol = records.read_protocol(tmp_path)
+    protocol = read_protocol(tmp_path)
     assert (protocol["name"], protocol["protocol"]) == ("made", {"fps": 5})
     assert protocol["splits"] == {"train": {"shards": 3, "records": [3, 0, 2], "groups": [2, 0, 2], "bytes": size}}
 
@@ -185,24 +186,24 @@ def test_an_index_that_cannot_be_read(tmp_path, how, message):
 
 def test_no_data_set_there(tmp_path):
     with pytest.raises(DataError, match=r"no protocol\.json there") as caught:
-        records.read_protocol(tmp_path)
+        read_protocol(tmp_path)
     one_line(caught, tmp_path)
     with pytest.raises(DataError, match=r"\(empty path\): no protocol\.json"):
-        records.read_protocol("")
+        read_protocol("")
     (tmp_path / "protocol.json").write_text('{"name": ')
     with pytest.raises(DataError, match="damaged") as caught:
-        records.read_protocol(tmp_path)
+        read_protocol(tmp_path)
     one_line(caught, tmp_path / "protocol.json")
 
 
 def test_check_protocol_names_the_key(tmp_path):
     found = {"fps": 5, "min_time": 5.0, "kind": "milnce_training"}
-    records.check_protocol(tmp_path, found, {"fps": 5, "min_time": 5})
+    check_protocol(tmp_path, found, {"fps": 5, "min_time": 5})
     with pytest.raises(DataError, match="fps = 5, the config asks for 10") as caught:
-        records.check_protocol(tmp_path, found, {"min_time": 5.0, "fps": 10})
+        check_protocol(tmp_path, found, {"min_time": 5.0, "fps": 10})
     one_line(caught, tmp_path)
     with pytest.raises(DataError, match="windows = None, the config asks for 4"):
-        records.check_protocol(tmp_path, found, {"windows": 4})
+        check_protocol(tmp_path, found, {"windows": 4})
 
 
 def test_find_damage(tmp_path):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from data_prep.milnce import prepare as milnce
 from data_prep.milnce.evaluation import hmdb51_items
-from vlm_jax.data import records
+from vlm_jax.data.protocol import PROTOCOL
 from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce.evaluation_data import CLASSIFICATION_FEATURES
@@ -78,7 +78,7 @@ def test_frames_that_no_window_shows_are_left_out(made, tmp_path):
 
 
 def test_protocol_and_what_is_left_out(made):
-    protocol = json.loads((made / "made" / records.PROTOCOL).read_text())
+    protocol = json.loads((made / "made" / PROTOCOL).read_text())
     assert protocol["name"] == "hmdb51"
     assert protocol["protocol"] == {
         "kind": "milnce_classification",

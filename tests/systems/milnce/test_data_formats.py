@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from data_prep.milnce import prepare as preparation
 from vlm_jax.data import images, records
+from vlm_jax.data.protocol import read_protocol
 from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce import data as milnce
@@ -93,7 +94,7 @@ def test_records_differ_in_nothing_but_their_frames(made):
         count = len(one["frames"])
         assert images.count_frames({"mp4": tf.constant(two["mp4"])}) == count
         assert count in (18, 5)
-    settings = [records.read_protocol(made[name])["protocol"] for name in ("jpeg", "mp4")]
+    settings = [read_protocol(made[name])["protocol"] for name in ("jpeg", "mp4")]
     assert [found["format"] for found in settings] == ["jpeg", "mp4"]
 
 
