@@ -20,7 +20,7 @@ from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.batches import read_ahead, runs_in_turn
 from vlm_jax.train.checkpoint import Checkpoints
 from vlm_jax.train.hardware import peak_flops, step_flops
-from vlm_jax.train.initialise import initialise
+from vlm_jax.train.initialise import check_sources, initialise
 from vlm_jax.train.metrics_log import MetricsLog
 from vlm_jax.train.setup import Setup, compile_step, prepare
 from vlm_jax.train.state import TrainState
@@ -36,7 +36,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
 
     Raises:
       TrainingError: naming the step where the loss is not finite; the last checkpoint before it stays.
-      ConfigError: for a batch larger than an epoch, or an evaluation that the task does not have.
+      ConfigError: for a batch larger than an epoch, an evaluation that the task does not have, or a run that was
+        trained on features of another source.
     """
     first = jax.process_index() == 0
     mesh = sharding.make_mesh(config.mesh)
@@ -50,6 +51,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
         )
     total = config.steps or config.epochs * per_epoch
     _check_evaluators(task, config, shard)
+    if (workdir / "config.json").is_file():
+        check_sources(config, workdir)
     if first:
         workdir.mkdir(parents=True, exist_ok=True)
         configs.write(config, workdir / "config.json")
