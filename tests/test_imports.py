@@ -13,6 +13,9 @@ NUMERIC = {"jax", "flax", "optax", "orbax"}
 BASE = {"vlm_jax.types", "vlm_jax.errors"}
 DATA_FILES = ("data.py", "evaluation_data.py")
 """Files of a system that may import TensorFlow; its other files reach them inside functions only."""
+NUMPY_DATA = {f"vlm_jax.data.{name}" for name in ("pipeline", "order", "synthetic", "protocol")}
+"""Modules of `vlm_jax.data` without TensorFlow: all that the other files of a system may import at the top."""
+TENSORFLOW_DATA = {"vlm_jax.data", "tensorflow", "tensorflow_datasets"}
 ALLOWED = {
     "configs": {"vlm_jax.config", "vlm_jax.systems", "ml_collections"},
     "data_prep": {"data_prep", "vlm_jax", "numpy", "tensorflow", "tensorflow_datasets", "apache_beam", "lmdb"},
@@ -25,16 +28,18 @@ ALLOWED = {
     "vlm_jax/figures.py": {"vlm_jax.video", "numpy", "matplotlib", *BASE},
     "vlm_jax/systems": {"vlm_jax.task", "vlm_jax.config", "vlm_jax.models", "vlm_jax.losses", "vlm_jax.ops"}
     | {"vlm_jax.metrics", "vlm_jax.text", "vlm_jax.video", "vlm_jax.interop", "vlm_jax.annotations"}
-    | {"vlm_jax.features", "vlm_jax.text_features", "vlm_jax.train", "vlm_jax.data", "vlm_jax.predictor"}
-    | {"vlm_jax.extraction"}
-    | {"jax", "flax", "numpy", "ml_collections", "sklearn", *BASE},
+    | {"vlm_jax.features", "vlm_jax.text_features", "vlm_jax.train", "vlm_jax.predictor", "vlm_jax.extraction"}
+    | {*NUMPY_DATA, "jax", "flax", "numpy", "ml_collections", "sklearn", *BASE},
     "vlm_jax/train": {"vlm_jax.train", "vlm_jax.task", "vlm_jax.config", "vlm_jax.convert", "vlm_jax.ops", *BASE}
     | {"vlm_jax.progress", "numpy", "ml_collections", "tensorboard", *NUMERIC},
     "vlm_jax/models": {"vlm_jax.models", "vlm_jax.ops", "jax", "flax", "numpy"},
     "vlm_jax/losses": {"vlm_jax.ops", "jax"},
     "vlm_jax/ops": {"vlm_jax.ops", "jax", "numpy"},
-    "vlm_jax/data": {"vlm_jax.data", "vlm_jax.video", "vlm_jax.text", *BASE, "numpy", "tensorflow"}
-    | {"tensorflow_datasets"},
+    "vlm_jax/data": {*TENSORFLOW_DATA, "vlm_jax.video", "vlm_jax.text", *BASE, "numpy"},
+    "vlm_jax/data/pipeline.py": {*NUMPY_DATA, *BASE, "numpy"},
+    "vlm_jax/data/order.py": {*NUMPY_DATA, *BASE, "numpy"},
+    "vlm_jax/data/synthetic.py": {*NUMPY_DATA, *BASE, "numpy"},
+    "vlm_jax/data/protocol.py": {*BASE},
     "vlm_jax/metrics": {"vlm_jax.metrics", "vlm_jax.errors", "numpy"},
     "vlm_jax/text": {"vlm_jax.text", "vlm_jax.errors", "numpy", "sentencepiece"},
     "vlm_jax/interop": {"vlm_jax.interop", "vlm_jax.errors", "numpy", "ml_dtypes"},
@@ -93,7 +98,7 @@ def test_imports_point_downwards(place):
         names = imported(path, inside_functions=not hidden)
         # The package that lists the systems is nobody's; each system may import itself.
         own = {f"vlm_jax.systems.{system_of(path)}"} if system_of(path) else set()
-        own |= {"tensorflow", "tensorflow_datasets"} if path.name in DATA_FILES else set()
+        own |= TENSORFLOW_DATA if path.name in DATA_FILES else set()
         wrong = sorted(name for name in names - {"vlm_jax.systems"} if not within(name, ALLOWED[place] | own))
         assert not wrong, f"{path.relative_to(ROOT)} may not import {wrong}"
 

@@ -141,7 +141,7 @@ def test_what_cannot_be_is_one_line(tmp_path):
         (
             {"init_from": ({**video, "write": "vid"},)},
             ConfigError,
-            r"\[0\].write: the model has nothing below 'vid', but",
+            r"\[0\].write: the model has nothing below 'vid'; it has",
         ),
         ({"init_from": ({"read": "x"},)}, ConfigError, r"init_from\[0\].source: expected a path or released:NAME"),
         ({"init_from": ({**video, "average": 1},)}, ConfigError, r"init_from\[0\].average: expected bool, found 1"),

@@ -178,8 +178,8 @@ def _plan(task: Task, config: ConfigDict, wanted: Mapping[str, jax.ShapeDtypeStr
         below = [path for path in wanted if source.writes(path)]
         if not below:
             raise ConfigError(
-                f"config.init_from[{number}].write: the model has nothing below {source.write!r}, but "
-                f"{next(iter(wanted))}"
+                f"config.init_from[{number}].write: the model has nothing below {source.write!r}; "
+                f"it has {next(iter(wanted))}"
             )
         _check_expressions(f"config.init_from[{number}].fresh", source.fresh, below)
         contents = _open(source, task, config)
