@@ -21,7 +21,7 @@ from vlm_jax.train import evaluate, sharding
 from vlm_jax.types import DataShard
 from vlm_jax.video.write import write_video
 
-CONFIG = Path(__file__).parents[2] / "configs" / "milnce_howto100m.py"
+CONFIG = Path(__file__).parents[3] / "configs" / "milnce_howto100m.py"
 COLOURS = {"brush_hair": (200, 40, 40), "cart_wheel": (40, 200, 40), "wave": (40, 40, 200)}
 PER_CLASS = 4
 
