@@ -30,6 +30,7 @@ setup(
         "ml_collections>=1.1",
         "sentencepiece>=0.2",
         "numpy>=2.1",
+        "tqdm>=4.66",
     ],
     extras_require={
         "cpu": ["jax>=0.10.2"],
@@ -43,6 +44,6 @@ setup(
         "lmdb": LMDB,
         "figures": FIGURES,
         "tensorboard": TENSORBOARD,
-        "test": [*DATA, *VIDEO, *BEAM, *EVAL, *LMDB, *FIGURES, "pytest>=8", "ruff>=0.9"],
+        "test": [*DATA, *VIDEO, *BEAM, *EVAL, *LMDB, *FIGURES, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
 )

@@ -175,7 +175,13 @@ def _plan(task: Task, config: ConfigDict, wanted: Mapping[str, jax.ShapeDtypeStr
     given: dict[str, Source] = {}
     left_out: set[str] = set()
     for number, source in enumerate(read_sources(config.init_from)):
-        _check_expressions(f"config.init_from[{number}].fresh", source.fresh, wanted)
+        below = [path for path in wanted if source.writes(path)]
+        if not below:
+            raise ConfigError(
+                f"config.init_from[{number}].write: the model has nothing below {source.write!r}; "
+                f"it has {next(iter(wanted))}"
+            )
+        _check_expressions(f"config.init_from[{number}].fresh", source.fresh, below)
         contents = _open(source, task, config)
         taken: dict[str, str] = {}
         fresh, unused = [], []
@@ -197,7 +203,7 @@ def _plan(task: Task, config: ConfigDict, wanted: Mapping[str, jax.ShapeDtypeStr
                     "the key 'fresh' of one of them leaves it to the other"
                 )
             given[ours] = source
-        left_out |= {ours for ours in wanted if source.writes(ours) and _matches(source.fresh, ours)}
+        left_out |= {ours for ours in below if _matches(source.fresh, ours)}
         parts.append(_Part(source, contents, taken, fresh, unused))
     missing = [
         ours for ours in wanted if ours not in given and ours not in left_out and not _matches(config.init_fresh, ours)
