@@ -1,6 +1,7 @@
 """launch/predict.py: moments without ground truth, and what cannot be answered."""
 
 import csv
+import dataclasses
 import json
 import pickle
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory, root):
 
 def words(folder, tmp_path, content, *more, checkpoint="ctrl"):
     (tmp_path / "list").write_text(content if isinstance(content, str) else json.dumps(content))
-    data = ["--config", CONFIG, f"--config.predict.windows={folder / 'windows'}"]
+    data = [f"--config.predict.windows={folder / 'windows'}"]
     data += [f"--config.predict.queries={folder / 'queries'}", "--checkpoint", folder / checkpoint]
     return [*data, "--filelist", tmp_path / "list", "--output", tmp_path / "out", *more]
 
@@ -114,7 +115,7 @@ def test_sentences_with_vectors_of_their_own(folder, tmp_path, command):
 
 
 def test_raw_sentences_by_a_text_tower(folder, tmp_path, command, root):
-    """Encoded on the spot or beforehand: the same answers; another tower or a config that expects none is refused."""
+    """Encoded on the spot, by what the run was trained with, or beforehand: the same answers; no other tower serves."""
     queries = [
         {"qid": str(n), "video": VIDEO, "query": text} for n, text in enumerate(("she sings", "zzz", "she leaves"))
     ]
@@ -125,20 +126,17 @@ def test_raw_sentences_by_a_text_tower(folder, tmp_path, command, root):
     vectors = TextVectors(tmp_path / "v.npz")
     assert f"2 sentences, 32 numbers each; source {vectors.source}" in said
     assert "1 x no known word" in said
-    config = configs.load(
-        str(root / CONFIG), ["--config.model.sentence_dim=32", f"--config.data.text_source={vectors.source}"]
-    )
-    if not (folder / "raw").exists():
-        save(folder / "raw", config)
-    like = ["--config.model.sentence_dim=32", f"--config.data.text_source={vectors.source}"]
-    asked = words(folder, tmp_path, queries, checkpoint="raw")
-    _, error = command("predict", *asked, *like, "--text_checkpoint", folder / "milnce")
+    config = configs.load(str(root / CONFIG), ["--config.model.sentence_dim=32"])
+    made = {"text_source": vectors.source, "text_features": dataclasses.asdict(vectors.settings)}
+    configs.set_keys(config, {f"data.{key}": value for key, value in made.items()})
+    save(folder / "raw", config)
+    _, error = command("predict", *words(folder, tmp_path, queries, checkpoint="raw"))
     assert not error
     on_the_spot = lines(tmp_path)
     assert [line["query"] for line in on_the_spot] == ["she sings", "she leaves"]
     assert skipped(tmp_path) == {"1": "no known word"}
     _, error = command(
-        "predict", *words(folder, tmp_path, queries[::2], checkpoint="raw"), *like, "--vectors", tmp_path / "v.npz"
+        "predict", *words(folder, tmp_path, queries[::2], checkpoint="raw"), "--vectors", tmp_path / "v.npz"
     )
     assert not error
     for line, other in zip(lines(tmp_path), on_the_spot, strict=True):
@@ -147,18 +145,16 @@ def test_raw_sentences_by_a_text_tower(folder, tmp_path, command, root):
     changed = TextSettings(**{**vectors.settings.__dict__, "fingerprint": "0" * 64})
     text_vectors.save(tmp_path / "other.npz", {"0": np.ones(32)}, changed)
     asked = words(folder, tmp_path, queries[:1], checkpoint="raw")
-    _, error = command("predict", *asked, *like, "--vectors", tmp_path / "other.npz")
+    _, error = command("predict", *asked, "--vectors", tmp_path / "other.npz")
     assert "sentence 0: its vector was made with 'sentence:as_is:30:0000" in error
     assert "(config.data.text_source)" in error
-    _, error = command("predict", *asked, like[0], "--vectors", tmp_path / "v.npz")
-    assert f"config.data.text_source: '', but {folder / 'raw'} was trained with 'sentence:" in error
     text_vectors.save(tmp_path / "wide.npz", {"0": np.ones(7)}, vectors.settings)
-    _, error = command("predict", *asked, *like, "--vectors", tmp_path / "wide.npz")
+    _, error = command("predict", *asked, "--vectors", tmp_path / "wide.npz")
     assert "sentence 0: a vector of shape [7], the model takes [32]" in error
-    _, error = command("predict", *words(folder, tmp_path, queries[1:2]), "--text_checkpoint", folder / "milnce")
+    _, error = command("predict", *words(folder, tmp_path, queries[1:2], checkpoint="raw"))
     assert "none of 1 sentences has a word of this list" in error
-    _, error = command("predict", *words(folder, tmp_path, queries[:1]), "--text_checkpoint", folder / "ctrl")
-    assert "a checkpoint of ctrl; expected one with a text tower" in error
+    _, error = command("predict", *asked, "--text_checkpoint", folder / "ctrl")
+    assert "a checkpoint of ctrl makes no features of text" in error
 
 
 def test_words_have_a_row_of_the_table_each(folder, tmp_path, command):
@@ -194,6 +190,6 @@ def test_other_mistakes_are_one_line(folder, tmp_path, command):
     changed = [word if word != tmp_path / "list" else tmp_path / "absent" for word in asked]
     assert "absent: No such file" in command("predict", *changed)[1]
     assert "released:tall: not one of" in command("predict", *asked, "--checkpoint", "released:tall")[1]
-    changed = ["configs/milnce_howto100m.py:smoke" if word == CONFIG else word for word in asked]
-    changed = [word for word in changed if not str(word).startswith("--config.")]
-    assert "milnce has no prediction" in command("predict", *changed)[1]
+    changed = [word for word in asked if not str(word).startswith("--config.")]
+    changed[changed.index(folder / "ctrl")] = folder / "milnce"
+    assert "milnce finds no moments" in command("predict", *changed)[1]

@@ -30,12 +30,8 @@ def folder(tmp_path_factory, root):
 
 def words(folder, tmp_path, content, *more):
     (tmp_path / "list").write_text(content if isinstance(content, str) else json.dumps(content))
-    options = {"predict.features": folder / "features", "predict.queries": folder / "queries"}
-    options |= {"data.feature_stride": nlq_files.STRIDE, "data.fps": nlq_files.FPS}
-    options |= {"model.video_dim": nlq_files.WIDTH, "model.text_dim": nlq_files.WORD}
-    data = ["--config", CONFIG, *(f"--config.{key}={value}" for key, value in options.items())]
     paths = ["--checkpoint", folder / "model", "--filelist", tmp_path / "list", "--output", tmp_path / "out"]
-    return [*data, *paths, *more]
+    return [*paths, *more]
 
 
 def lines(tmp_path):
@@ -98,7 +94,6 @@ def test_mistakes_are_one_line(folder, tmp_path, command):
     _, error = command("predict", *words(folder, tmp_path, ""))
     assert "an empty list" in error
     _, error = command("predict", *words(folder, tmp_path, "clip0", "--config.data.video_source=ours"))
-    assert "config.data.video_source: 'ours', but" in error
-    assert error.endswith("was trained with '': the references' own features, no others do for it")
+    assert error.endswith("prepared with video_source = '', the config asks for 'ours'")
     _, error = command("predict", *words(folder, tmp_path, "absent"))
     assert "nothing can be predicted; absent: clip without questions" in error
