@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # CTRL and GroundNLQ on the synthetic world, one run a seed: bash examples/grounding_synthetic.sh [SEED ...]
-# Seeds 1 2 3 take about an hour and a half on two cores. The same command again goes on where it was stopped.
+# Seeds 1 2 3 take about an hour and a half on two cores. The same command again resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

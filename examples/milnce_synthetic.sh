@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # MIL-NCE on the synthetic world: K = 4 against K = 1, one run a seed: bash examples/milnce_synthetic.sh [SEED ...]
-# Seeds 1 2 3 take about an hour on two cores. The same command again goes on where it was stopped.
+# Seeds 1 2 3 take about an hour on two cores. The same command again resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,7 +1,7 @@
 """Features of videos: python launch/extract_features.py --checkpoint PATH --videos FOLDER --output DIR [...]
 
 Writes one array `[N, C]` a video, `DIR/RELATIVE/PATH.npy`, one row a window, and `DIR/features.json`, which says how
-they were made; `vlm_jax/data/feature_files.py` reads both. The same command again goes on with what is missing. With
+they were made; `vlm_jax/features.py` reads both. The same command again makes what is missing. With
 --num_shards N, N processes with --shard_index 0 to N-1 share the videos.
 """
 

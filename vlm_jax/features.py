@@ -87,7 +87,7 @@ class Settings:
 
 
 def write_settings(directory: str | Path, settings: Settings) -> None:
-    """Begins a folder of features, or goes on with one; several processes may do so at the same time.
+    """Begin a folder of features, or resume one; several processes may do so at the same time.
 
     Raises:
       FeatureError: where it was begun with other settings.

@@ -69,8 +69,8 @@ class Task:
       partition_rules: How parameters are sharded.
       after_init: Changes the variables of a new run once, after every source of `config.init_from` was read: word
         tables from files, momentum encoders as copies of the loaded encoders. Not called on a resume.
-      run_state: Collections of the model state that belong to a run, not to the model: a resume goes on with them, and
-        nothing else takes them from a checkpoint.
+      run_state: Collections of the model state that belong to a run, not to the model: a resumed run takes them from
+        its checkpoint, and nothing else does.
     """
 
     name: str

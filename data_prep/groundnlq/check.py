@@ -59,7 +59,7 @@ REASONS: dict[str, Reason] = PREPARED | {
     "late": Reason(
         "moment outlasts its clip",
         "moments outlast their clips",
-        "used as they are, as the reference does; are these clips cut off?",
+        "used unchanged, as the reference does; are these clips cut off?",
     ),
     "no clip": Reason(
         "question is about a clip without features",

@@ -1,6 +1,6 @@
 """Makes the synthetic world: python -m data_prep.synthetic --output DIR --train 200 --test 40 [--seconds 60]
 
-Videos in which coloured shapes move, turn, grow, show themselves and keep company, encoded as H.264, and all that
+Videos in which coloured shapes move, turn, grow, appear and meet, encoded as H.264, and all that
 a system of this library learns from, exact and by the same simulation:
 
     SPLIT/videos.csv      video_path
@@ -38,7 +38,7 @@ from vlm_jax.progress import Progress
 from vlm_jax.video.write import write_video
 
 LABELS = (*ACTIONS, "rest", "come back", "meet a friend", "leave a friend")
-"""Numbered from 1, as AVA's. The last three hang on what happened long before."""
+"""Numbered from 1, as AVA's. The last three depend on what happened long before."""
 
 RECENT = 0.2
 """Seconds around a key frame in which an action counts."""

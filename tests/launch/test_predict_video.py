@@ -26,7 +26,7 @@ def save(folder, config, seed):
     """A checkpoint of random numbers."""
     rng = np.random.default_rng(seed)
     shapes = get_task(config).abstract_variables()
-    variables = jax.tree.map(lambda leaf: rng.uniform(-0.2, 0.3, leaf.shape).astype(leaf.dtype), shapes)
+    variables = jax.tree.map(lambda leaf: rng.uniform(0, 0.2, leaf.shape).astype(leaf.dtype), shapes)
     save_variables(folder, variables, {})
     configs.write(config, folder / "config.json")
 

@@ -169,7 +169,7 @@ def read_clip(
 ) -> np.ndarray:
     """A clip of fixed length: uint8 [num_frames, H, W, 3], RGB; black frames at its end where the video is over.
 
-    0.1 s more than the clip's length is read, so that the last frame does not hang on rounding
+    0.1 s more than the clip's length is read, so that the last frame does not depend on rounding
     (antoine77340/MIL-NCE_HowTo100M, video_loader.py). Arguments and errors are those of `stream_frames`.
     """
     seconds = num_frames / Fraction(fps) + Fraction(1, 10)

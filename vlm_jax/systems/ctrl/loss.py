@@ -32,7 +32,7 @@ def alignment_regression(
 
     Pair (i, i) is right, every other one wrong, whatever the moments' real overlap. With the weight w of a pair,
     `alpha` and on the diagonal `positive_weight` more, the alignment is the mean over B x B of w log(1 + exp(-+score)):
-    the code's 1/B^2, a B-th of the paper's formula. The regression is the plain distance, meant over 2 B numbers.
+    the code's 1/B^2, a B-th of the paper's formula. The regression is the plain distance, a mean over B x 2 values.
 
     Args:
       outputs: `[B, B, 3]`, sentence, window, (score, start offset, end offset).

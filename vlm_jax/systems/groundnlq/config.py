@@ -56,7 +56,7 @@ def default_config() -> ConfigDict:
     config.data.dtype = "float32"
     # Lengths that batches are padded to; (2560,) is the reference's form. The answers are the same.
     config.data.buckets = (1024, 1536, 2048, 2560)
-    # Targets are moved and stretched at random.
+    # Targets are dilated and shifted at random.
     config.data.jitter = False
     config.text = ConfigDict({"max_tokens": 32})
     config.model = ConfigDict(

@@ -1,7 +1,7 @@
 """Which points of a pyramid answer for a segment, and how far it reaches from them (numpy, float64).
 
 Rules of houzhijian/GroundNLQ, `libs/modeling/loc_generators.py` and `meta_archs.py`. The reference compares in float64,
-and which of equals wins hangs on it, so this is done on the host.
+and which of equals wins depends on it, so this is done on the host.
 """
 
 from collections.abc import Sequence
