@@ -55,20 +55,19 @@ def made(seed, ties=False):
     return segments, scores, rng.uniform(size=COUNT) < 0.8
 
 
-@functools.partial(jax.jit, static_argnames=("form", "picks", "last"))
-def suppress(segments, scores, mask, threshold, form, picks=COUNT, last=False):
-    return form(segments, scores, mask, lambda shared: shared <= threshold, picks, last_of_equals=last)
+@functools.partial(jax.jit, static_argnames=("picks", "last"))
+def suppress(segments, scores, mask, threshold, picks=COUNT, last=False):
+    return nms.greedy(segments, scores, mask, lambda shared: shared <= threshold, picks, last_of_equals=last)
 
 
 soft = jax.jit(nms.soft, static_argnames=("max_picks", "decay"))
 
 
-@pytest.mark.parametrize("form", [nms.greedy, nms.parallel_greedy])
 @pytest.mark.parametrize("last", [False, True])
-def test_greedy_with_ties(form, last):
+def test_greedy_with_ties(last):
     for seed in range(10):
         inputs = made(seed, ties=True)
-        picks = suppress(*inputs, 0.4, form, last=last)
+        picks = suppress(*inputs, 0.4, last=last)
         expected = greedy_loop(*inputs, 0.4, last)
         assert picks.index.tolist() == expected + [-1] * (COUNT - len(expected))
         np.testing.assert_array_equal(picks.score[: len(expected)], inputs[1][expected])
@@ -93,12 +92,11 @@ def test_soft_takes_the_first_of_equals_and_spares_the_first_pick():
     assert nms.soft(segments, jnp.array([0.2, 0.1, 0.1]), mask, 3, min_score=0.3).index.tolist() == [0, -1, -1]
 
 
-@pytest.mark.parametrize("form", [nms.greedy, nms.parallel_greedy])
-def test_stopping_early_is_exact(form):
+def test_stopping_early_is_exact():
     inputs = made(3)
-    every = suppress(*inputs, 0.4, form)
-    assert suppress(*inputs, 0.4, form, picks=4).index.tolist() == every.index[:4].tolist()
-    more = suppress(*inputs, 0.4, form, picks=COUNT + 5).index.tolist()
+    every = suppress(*inputs, 0.4)
+    assert suppress(*inputs, 0.4, picks=4).index.tolist() == every.index[:4].tolist()
+    more = suppress(*inputs, 0.4, picks=COUNT + 5).index.tolist()
     assert more == every.index.tolist() + [-1] * 5
     five = soft(*inputs, max_picks=5)
     np.testing.assert_array_equal(five.index, soft(*inputs, max_picks=COUNT).index[:5])
@@ -111,7 +109,6 @@ def test_padding_changes_nothing_and_batches_are_vmapped():
     for one in (
         functools.partial(nms.soft, max_picks=6),
         lambda *inputs: nms.greedy(*inputs, lambda shared: shared < 0.3, 6),
-        lambda *inputs: nms.parallel_greedy(*inputs, lambda shared: shared < 0.3, 6),
     ):
         batched = jax.jit(jax.vmap(one))(*padded)
         for row in range(3):
@@ -124,8 +121,7 @@ def test_nothing_there_gives_nothing():
     segments, scores, mask = made(0)
     for picks in (
         soft(segments, scores, mask & False, max_picks=3),
-        suppress(segments, scores, mask & False, 0.4, nms.greedy, picks=3),
-        suppress(segments, scores, mask & False, 0.4, nms.parallel_greedy, picks=3),
+        suppress(segments, scores, mask & False, 0.4, picks=3),
     ):
         assert picks.index.tolist() == [-1, -1, -1]
         assert picks.score.tolist() == [0, 0, 0]
@@ -136,8 +132,3 @@ def test_votes_are_means_weighed_by_score_and_overlap():
     moved = nms.vote(segments[:1], segments, jnp.array([0.5, 0.4, 0.9]), jnp.ones(3, bool), 0.4)
     weights = np.array([0.5 * 1, 0.4 * 0.5])
     np.testing.assert_allclose(moved, [[0, (weights * [4, 8]).sum() / weights.sum()]], rtol=1e-6)
-
-
-def test_an_unknown_decay_is_named():
-    with pytest.raises(ValueError, match="decay is 'cubic', expected one of hard, linear, gaussian"):
-        nms.soft(*made(0), 3, decay="cubic")

@@ -32,7 +32,10 @@ def _fan_in(shape: tuple[int, ...]) -> int:
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias` with torch's default initialisation of both: uniform in +-1/sqrt(fan_in)."""
+    """`x @ kernel + bias` with torch's default initialisation of both: uniform in +-1/sqrt(fan_in).
+
+    Flax's `nn.Dense` does not tell the initialiser of the bias how many inputs there are.
+    """
 
     features: int
     dtype: jnp.dtype = jnp.float32
@@ -66,7 +69,7 @@ class Convolution(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation in torch's terms, with statistics per group of consecutive examples.
+    """Batch normalisation in torch's terms, with statistics per group of consecutive examples, which flax's lacks.
 
     In training, each of `groups` equal parts of the batch is normalised by its own mean and biased variance, as if a
     process of its own had held it; the running statistics follow group 0 and store the unbiased variance. Statistics
@@ -99,8 +102,15 @@ class BatchNorm(nn.Module):
         return out.reshape(x.shape)
 
 
+def dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+    """Return a layer `[..., C]` -> `[..., features]` that computes as `compute_in` says; its bias starts at 0."""
+    # With None, flax promotes inputs and parameters to a common type, which float64 survives.
+    wanted = None if jnp.dtype(dtype) == jnp.float32 else dtype
+    return nn.Dense(features, dtype=wanted, kernel_init=fan_in_uniform, name=name)
+
+
 def compute_in(dtype: jnp.dtype, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Casts arrays to the compute type; a float64 run stays float64 where float32 is asked for."""
+    """Cast arrays to the compute type; a float64 run stays float64 where float32 is asked for."""
     wanted = jnp.dtype(dtype)
     if wanted == jnp.float32:
         wanted = jnp.result_type(jnp.float32, *arrays)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from vlm_jax.ops.segments import overlap
 
 DECAYS = ("hard", "linear", "gaussian")
+"""How `soft` lowers scores."""
 
 
 class Picks(NamedTuple):
@@ -37,16 +38,16 @@ def greedy(
     last_of_equals: bool = False,
     epsilon: float = 0.0,
 ) -> Picks:
-    """Takes the best one again and again and drops what overlaps it.
+    """Take the best segment again and again, and drop what overlaps it.
 
     Args:
       segments: `[N, 2]`.
       scores: `[N]`.
       mask: `[N]`.
-      keeps: Whether a segment stays, from its overlap with a pick; NaN (two of no length) is given as it is.
-      max_picks: K. Picks hang on earlier ones only, so stopping early is exact.
-      last_of_equals: Which of equal scores goes first.
-      epsilon: Added to lengths.
+      keeps: Returns whether segments stay, from their overlap with a pick, which is NaN for two of no length.
+      max_picks: K. Picks depend on earlier ones only, so stopping early is exact.
+      last_of_equals: Take the last of equal scores first, not the first.
+      epsilon: Number added to lengths.
     """
 
     def pick(alive: jax.Array, _: None) -> tuple[jax.Array, Picks]:
@@ -56,41 +57,6 @@ def greedy(
         return alive, Picks(jnp.where(some, best, -1), jnp.where(some, scores[best], 0))
 
     return jax.lax.scan(pick, mask, length=max_picks)[1]
-
-
-def parallel_greedy(
-    segments: jax.Array,
-    scores: jax.Array,
-    mask: jax.Array,
-    keeps: Callable[[jax.Array], jax.Array],
-    max_picks: int,
-    *,
-    last_of_equals: bool = False,
-    epsilon: float = 0.0,
-) -> Picks:
-    """What `greedy` gives, by a fixed point over all pairs: few rounds where `greedy` takes K, but N x N memory.
-
-    A segment stays if no better one that stays drops it; rounds end when nothing changes.
-    """
-    count = len(scores)
-    place = jnp.arange(count)
-    order = jnp.lexsort((-place if last_of_equals else place, -scores, ~mask))
-    sorted_segments, present = segments[order], mask[order]
-    drops = ~keeps(overlap(sorted_segments[:, None], sorted_segments[None], epsilon=epsilon)) & (
-        place[:, None] < place[None]
-    )
-
-    def again(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        stays, _ = state
-        after = present & ~(drops & stays[:, None]).any(0)
-        return after, (after != stays).any()
-
-    stays, _ = jax.lax.while_loop(lambda state: state[1], again, (present, jnp.array(True)))
-    first = jnp.argsort(~stays, stable=True)[: min(max_picks, count)]
-    first = jnp.pad(first, (0, max_picks - len(first)))
-    there = (jnp.arange(max_picks) < stays.sum()) & (jnp.arange(max_picks) < count)
-    index = order[first]
-    return Picks(jnp.where(there, index, -1).astype(jnp.int32), jnp.where(there, scores[index], 0))
 
 
 def soft(
@@ -104,7 +70,7 @@ def soft(
     threshold: float = 0.3,
     min_score: float = 0.001,
 ) -> Picks:
-    """Lowers scores of what overlaps a pick instead of dropping it (Bodla et al. 2017; GroundNLQ, `nms_1d_cpu.cpp`).
+    """Lower the scores of what overlaps a pick instead of dropping it (Bodla et al. 2017; GroundNLQ, `nms_1d_cpu.cpp`).
 
     Args:
       segments: `[N, 2]`.
@@ -113,12 +79,10 @@ def soft(
       max_picks: K; stopping early is exact.
       decay: `gaussian`: times exp(-overlap^2 / sigma), whatever the overlap; `linear`: times 1 - overlap, and `hard`:
         to 0, both from `threshold` on.
-      sigma: Of `gaussian`.
-      threshold: Of the other two.
-      min_score: What falls below is dropped; the first pick is exempt.
+      sigma: Width of `gaussian`.
+      threshold: Least overlap that the other two act on.
+      min_score: Least score; what falls below is dropped, but for the first pick.
     """
-    if decay not in DECAYS:
-        raise ValueError(f"soft: decay is {decay!r}, expected one of {', '.join(DECAYS)}")
 
     def pick(state: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], Picks]:
         left, alive = state
@@ -137,7 +101,7 @@ def soft(
 
 
 def vote(picks: jax.Array, segments: jax.Array, scores: jax.Array, mask: jax.Array, threshold: float) -> jax.Array:
-    """Moves every pick to the mean of the candidates that overlap it by `threshold` or more: `[K, 2]`.
+    """Move every pick to the mean of the candidates that overlap it by `threshold` or more: `[K, 2]`.
 
     Candidates weigh by score times overlap (GroundNLQ, `libs/utils/nms.py`).
     """

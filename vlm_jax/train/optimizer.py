@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ NAMES = ("sgd", "adam", "adamw")
 
 
 def make_optimizer(config: ConfigDict, schedule: Schedule, params: Params) -> optax.GradientTransformation:
-    """Builds the update rule.
+    """Build the update rule.
 
     `sgd` and `adam` add the weight decay to the gradient, `adamw` subtracts it from the weight, as in torch. Each
     parameter takes the learning-rate factor and weight decay of the first of `config.groups` whose expression is
@@ -33,18 +34,23 @@ def make_optimizer(config: ConfigDict, schedule: Schedule, params: Params) -> op
     if config.name not in NAMES:
         raise ConfigError(f"config.optimizer.name: {config.name!r} is not one of {', '.join(NAMES)}")
     factors, decays = _by_group(config, params)
+    add_decay = _for_each_value(optax.add_decayed_weights, decays, neutral=0.0)
+    scale = _for_each_value(optax.scale, factors, neutral=1.0)
     if config.name == "sgd":
         momentum = optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()
-        rule = [_add_decay(decays), momentum]
+        rule = [add_decay, momentum]
     elif config.name == "adam":
-        rule = [_add_decay(decays), _scale_by_adam(config)]
+        rule = [add_decay, _scale_by_adam(config)]
     else:
-        rule = [_scale_by_adam(config), _add_decay(decays)]
-    return optax.chain(*rule, _scale_by(factors), optax.scale_by_learning_rate(schedule))
+        rule = [_scale_by_adam(config), add_decay]
+    return optax.chain(*rule, scale, optax.scale_by_learning_rate(schedule))
 
 
 def clip_by_norm(gradients: PyTree, limit: float) -> tuple[PyTree, jax.Array]:
-    """Scales gradients by `min(1, limit / (norm + 1e-6))` (torch's rule), and returns their norm before."""
+    """Scale gradients by `min(1, limit / (norm + 1e-6))`, and return their norm before.
+
+    This is torch's rule; optax's does not add 1e-6.
+    """
     norm = optax.tree.norm(gradients)
     scale = jnp.minimum(1.0, limit / (norm + 1e-6))
     return jax.tree.map(lambda gradient: gradient * scale.astype(gradient.dtype), gradients), norm
@@ -61,6 +67,7 @@ def path_name(path: tuple) -> str:
 
 
 def _by_group(config: ConfigDict, params: Params) -> tuple[PyTree, PyTree]:
+    """Learning-rate factor and weight decay of every parameter."""
     names = parameter_names(params)
     for expression, _, _ in config.groups:
         if not any(re.search(expression, name) for name in names):
@@ -74,8 +81,19 @@ def _by_group(config: ConfigDict, params: Params) -> tuple[PyTree, PyTree]:
     return jax.tree.unflatten(structure, factors), jax.tree.unflatten(structure, decays)
 
 
+def _for_each_value(
+    make: Callable[[float], optax.GradientTransformation], values: PyTree, neutral: float
+) -> optax.GradientTransformation:
+    """Apply `make(value)` to the parameters that have this value, for every value but the neutral one."""
+    transformations = [optax.identity()]
+    for value in sorted(set(jax.tree.leaves(values)) - {neutral}):
+        mask = jax.tree.map(lambda own, value=value: own == value, values)
+        transformations.append(optax.masked(make(value), mask))
+    return optax.chain(*transformations)
+
+
 def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam's direction, with epsilon after the bias corrections or before them (TensorFlow 1, Paddle 1)."""
+    """Adam's direction, with epsilon added after bias correction, or before it (TensorFlow 1, Paddle 1)."""
     plain = optax.scale_by_adam(config.b1, config.b2, config.epsilon)
     if not config.epsilon_before_correction:
         return plain
@@ -84,8 +102,8 @@ def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
     def update(updates: PyTree, state: optax.ScaleByAdamState, params: PyTree = None) -> tuple[PyTree, PyTree]:
         del params
         count = optax.safe_increment(state.count)
-        mu = jax.tree.map(lambda mean, gradient: b1 * mean + (1 - b1) * gradient, state.mu, updates)
-        nu = jax.tree.map(lambda mean, gradient: b2 * mean + (1 - b2) * jnp.square(gradient), state.nu, updates)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         # 1 - b^t, which float32 would round coarsely for b near 1.
         first, second = (-jnp.expm1(count * math.log(b)) if b else jnp.ones(()) for b in (b1, b2))
         scale = jnp.sqrt(second) / first
@@ -93,17 +111,3 @@ def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
         return updates, optax.ScaleByAdamState(count, mu, nu)
 
     return optax.GradientTransformation(plain.init, update)
-
-
-def _add_decay(decays: PyTree) -> optax.GradientTransformation:
-    if not any(jax.tree.leaves(decays)):
-        return optax.identity()
-    return optax.stateless(
-        lambda updates, params: jax.tree.map(lambda u, p, decay: u + decay * p if decay else u, updates, params, decays)
-    )
-
-
-def _scale_by(factors: PyTree) -> optax.GradientTransformation:
-    if all(factor == 1 for factor in jax.tree.leaves(factors)):
-        return optax.identity()
-    return optax.stateless(lambda updates, _: jax.tree.map(lambda u, factor: u * factor, updates, factors))

@@ -1,4 +1,8 @@
-"""Learning-rate schedules: a warm-up, then constant, cosine or steps."""
+"""Learning-rate schedules: a warm-up, then constant, cosine or steps.
+
+They are written out because the references' formulas differ from optax's: where warm-up ends, what follows the last
+step, and rises at epoch boundaries.
+"""
 
 from collections.abc import Callable
 
@@ -13,7 +17,7 @@ NAMES = ("constant", "cosine", "multistep")
 
 
 def make_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> Schedule:
-    """The rate of update number `step`, from 0.
+    """Return the learning rate as a function of the update's number, from 0.
 
     While `step` is below the warm-up (`warmup_steps`, or `warmup_epochs`), the rate rises linearly from `warmup_start`
     times the base rate. It would be full one update after the warm-up, or, with `warmup_inclusive`, is full at its
@@ -21,7 +25,7 @@ def make_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) ->
       `constant`: the base rate.
       `cosine`: half a cosine to `final_learning_rate` at `decay_steps` (0: the end of training). Beyond, it rises
         again, as the references' formula does.
-      `multistep`: times `decay_factor` at every one of `boundary_steps` and `boundary_epochs` that has been reached.
+      `multistep`: times `decay_factor` at every one of `boundary_steps` and `boundary_epochs` reached.
 
     Args:
       config: `config.schedule`.

@@ -51,7 +51,7 @@ def test_masked_points_and_short_segments_are_left_out():
 def test_nothing_is_made_up():
     logits, offsets, masks = made()
     quiet = [logit * 0 - 9 for logit in logits]
-    for suppression in ("soft", "hard", "none"):
+    for suppression in ("soft", "hard"):
         options = dataclasses.replace(PLAIN, suppression=suppression)
         moments = decode(quiet, offsets, masks, jnp.array([100.0]), options)
         assert not moments.mask.any()
@@ -78,6 +78,11 @@ def test_one_compilation_serves_a_batch():
     assert moments.labels[0, :2].tolist() == [0, 1]
 
 
-def test_an_unknown_suppression_is_named():
-    with pytest.raises(ValueError, match="expected one of soft, hard, none, found 'loud'"):
-        Decoding(suppression="loud")
+@pytest.mark.parametrize(
+    ("decay", "score"), [("gaussian", 0.8 * np.exp(-(0.5**2) / 0.75)), ("linear", 0.4), ("hard", 0)]
+)
+def test_soft_suppression_fades_scores_as_its_decay_says(decay, score):
+    segments = jnp.array([[0.0, 4.0], [0.0, 8.0]])
+    inputs = Moments(segments, jnp.array([0.9, 0.8]), jnp.array([0, 0]), jnp.ones(2, bool))
+    kept = suppress(inputs, 1, dataclasses.replace(PLAIN, decay=decay))
+    np.testing.assert_allclose(kept.scores[:2], [0.9, score], rtol=1e-5)

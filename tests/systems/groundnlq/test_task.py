@@ -21,7 +21,7 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.systems.groundnlq import data, samples
 from vlm_jax.systems.groundnlq import interop as names
 from vlm_jax.systems.groundnlq import predict as answers
-from vlm_jax.systems.groundnlq.task import make_sample_spec, open_store
+from vlm_jax.systems.groundnlq.task import make_model, make_sample_spec, open_store
 from vlm_jax.task import get_task
 from vlm_jax.train import evaluate, sharding
 from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
@@ -104,11 +104,32 @@ def test_fine_tuning_starts_the_heads_afresh_and_nothing_else(root):
         ),
         ({"data__buckets": (31, 64)}, "config.data.buckets: 31 is no multiple of the last level's stride 2"),
         ({"decoding__suppression": "none"}, "config.decoding.suppression: 'none' is not one of soft, hard"),
+        ({"decoding__decay": "cubic"}, "config.decoding.decay: 'cubic' is not one of hard, linear, gaussian"),
+        ({"decoding__vote": 0.5}, "config.decoding.vote: 0.5, expected 0 where config.decoding.per_class is set"),
     ],
 )
 def test_mistakes_are_named(changes, message):
     with pytest.raises(ConfigError, match=message):
         get_task(small(**changes))
+
+
+def test_a_config_reaches_every_option_of_the_model_and_of_decoding():
+    model = {"embedding_kernel": 1, "embedding_norm": False, "neck_norm": False, "relative_bias": True}
+    model |= {"head_kernel": 1, "head_layers": 2, "head_norm": False, "classes": 2}
+    decoding = {"decay": "linear", "per_class": False, "vote": 0.5}
+    config = small(**{f"model__{name}": value for name, value in model.items()})
+    config.decoding.update(decoding)
+    found, options = make_model(config), answers.make_decoding(config)
+    assert {name: getattr(found, name) for name in model} == model
+    assert {name: getattr(options, name) for name in decoding} == decoding
+    shapes = get_task(config).abstract_variables()
+    names_of = parameter_names(shapes["params"])
+    assert not any("embedding_norm" in name or "neck_norm" in name for name in names_of)
+    source = names.to_state_dict(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes))
+    sizes = names.model_options(source)["model"]
+    assert {name: sizes[name] for name in model if name in sizes} == {
+        name: value for name, value in model.items() if name != "relative_bias"
+    }
 
 
 @pytest.fixture(scope="module")

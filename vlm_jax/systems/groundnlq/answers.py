@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vlm_jax.errors import ConfigError
+from vlm_jax.ops.nms import DECAYS
 from vlm_jax.systems.groundnlq import samples
 from vlm_jax.systems.groundnlq.decoding import SUPPRESSIONS, Decoding
 from vlm_jax.systems.groundnlq.samples import ClipFeatures, Question
@@ -16,16 +17,17 @@ SUBMITTED = 10
 
 
 def make_decoding(config: ConfigDict, max_moments: int | None = None) -> Decoding:
-    """How moments are chosen.
+    """Return how moments are chosen, as `config.decoding` says.
 
     Raises:
-      ConfigError: for a suppression that is none.
+      ConfigError: for an unknown suppression or decay, and for voting among classes that suppress themselves only.
     """
     wanted = dict(config.decoding)
-    if wanted["suppression"] not in SUPPRESSIONS[:2]:
-        raise ConfigError(
-            f"config.decoding.suppression: {wanted['suppression']!r} is not one of {', '.join(SUPPRESSIONS[:2])}"
-        )
+    for key, known in (("suppression", SUPPRESSIONS), ("decay", DECAYS)):
+        if wanted[key] not in known:
+            raise ConfigError(f"config.decoding.{key}: {wanted[key]!r} is not one of {', '.join(known)}")
+    if wanted["vote"] and wanted["per_class"]:
+        raise ConfigError(f"config.decoding.vote: {wanted['vote']}, expected 0 where config.decoding.per_class is set")
     # Targets have no such shift; the released models were trained and evaluated so.
     shift = 0.5 * config.data.feature_stride if wanted.pop("half_feature_shift") else 0.0
     if max_moments is not None:

@@ -56,7 +56,7 @@ def default_config() -> ConfigDict:
     config.data.dtype = "float32"
     # Lengths that batches are padded to; (2560,) is the reference's form. The answers are the same.
     config.data.buckets = (1024, 1536, 2048, 2560)
-    # Targets are dilated and shifted at random.
+    # Whether targets are dilated and shifted at random.
     config.data.jitter = False
     config.text = ConfigDict({"max_tokens": 32})
     config.model = ConfigDict(
@@ -76,6 +76,13 @@ def default_config() -> ConfigDict:
             "max_length": 2560,
             "position_table": True,
             "relative_bias": False,
+            # Taps of the video's first convolutions and of the heads', and what is normalised.
+            "embedding_kernel": 3,
+            "embedding_norm": True,
+            "neck_norm": True,
+            "head_kernel": 3,
+            "head_layers": 3,
+            "head_norm": True,
             "classes": 1,
             "prior": 0.01,
             "drop_path": 0.1,
@@ -90,11 +97,18 @@ def default_config() -> ConfigDict:
             "score_threshold": 0.001,
             "candidates_per_level": 2000,
             "duration_threshold": 0.001,
+            # 'soft' lowers scores of what overlaps a better moment, as `decay` says; 'hard' drops it.
             "suppression": "soft",
             "min_score": 0.001,
+            # From which overlap on 'hard' drops, and the decays 'linear' and 'hard' begin.
             "overlap": 0.1,
+            "decay": "gaussian",
             "sigma": 0.75,
             "max_moments": 5,
+            # Whether a class suppresses itself only. Where not, `vote` moves moments to the mean of the candidates that
+            # overlap them so much; 0 does not.
+            "per_class": True,
+            "vote": 0.0,
             # As the released models are evaluated; targets have no such shift.
             "half_feature_shift": True,
         }

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vlm_jax.ops import nms
 from vlm_jax.ops.segments import lengths
 
-SUPPRESSIONS = ("soft", "hard", "none")
+SUPPRESSIONS = ("soft", "hard")
 
 
 class Moments(NamedTuple):
@@ -41,15 +41,15 @@ class Decoding:
       score_threshold: Points must score more.
       candidates_per_level: The best that a level may offer.
       duration_threshold: Segments must be longer, in positions.
-      suppression: `soft` (scores of what overlaps fade), `hard` (what overlaps is dropped) or `none`: all candidates,
-        level after level, by falling score within one.
-      min_score: `soft`: a score that has faded below is dropped; `hard`: candidates must score more.
-      overlap: From which on `hard` drops.
-      sigma: How far `soft` reaches.
-      max_moments: K, without meaning for `none`.
-      per_class: Whether a class suppresses itself only.
-      vote: Moves moments to the mean of the candidates that overlap them so much; 0 does not. The reference votes only
-        where classes suppress each other.
+      suppression: `soft` lowers scores of what overlaps a better moment, `hard` drops it.
+      min_score: `soft` drops a score that has fallen below; for `hard`, candidates must score more.
+      overlap: From which on `hard` drops, and the decays `linear` and `hard` of `soft` lower scores.
+      decay: How `soft` lowers scores, see `ops.nms.soft`.
+      sigma: Width of the decay `gaussian`.
+      max_moments: K.
+      per_class: A class suppresses itself only.
+      vote: Overlap from which on candidates take part in the mean that a moment is moved to; 0 moves none. The
+        reference votes only where classes suppress each other.
       feature_stride: Frames from one position to the next.
       shift: Frames added to every time. The reference adds half a feature's frames, which its targets lack; 0 is
         consistent with them.
@@ -62,6 +62,7 @@ class Decoding:
     suppression: str = "soft"
     min_score: float = 0.001
     overlap: float = 0.1
+    decay: str = "gaussian"
     sigma: float = 0.75
     max_moments: int = 5
     per_class: bool = True
@@ -69,10 +70,6 @@ class Decoding:
     feature_stride: float = 16.043
     shift: float = 0.5 * 16.043
     fps: float = 30.0
-
-    def __post_init__(self) -> None:
-        if self.suppression not in SUPPRESSIONS:
-            raise ValueError(f"suppression: expected one of {', '.join(SUPPRESSIONS)}, found {self.suppression!r}")
 
 
 def decode(
@@ -95,11 +92,8 @@ def decode(
     def one(
         logits: Sequence[jax.Array], offsets: Sequence[jax.Array], masks: Sequence[jax.Array], duration: jax.Array
     ) -> Moments:
-        found = candidates(logits, offsets, masks, options)
-        if options.suppression != "none":
-            found = suppress(found, logits[0].shape[-1], options)
-        times = (found.segments * options.feature_stride + options.shift) / options.fps
-        return found._replace(segments=jnp.clip(times, 0, duration))
+        found = suppress(candidates(logits, offsets, masks, options), logits[0].shape[-1], options)
+        return found._replace(segments=in_seconds(found.segments, duration, options))
 
     return jax.vmap(one)(tuple(logits), tuple(offsets), tuple(masks), durations)
 
@@ -122,13 +116,27 @@ def candidates(
     return jax.tree.map(lambda *parts: jnp.concatenate(parts), *levels)
 
 
+def in_seconds(segments: jax.Array, duration: jax.Array, options: Decoding) -> jax.Array:
+    """Return segments `[..., 2]` in seconds between 0 and the duration from segments in positions."""
+    return jnp.clip((segments * options.feature_stride + options.shift) / options.fps, 0, duration)
+
+
 def suppress(found: Moments, classes: int, options: Decoding) -> Moments:
     """Keeps the best of the candidates of one example, by falling score: `[N, ...]` to `[K, ...]`."""
     count = options.max_moments
 
     def pick(mask: jax.Array) -> nms.Picks:
         if options.suppression == "soft":
-            return nms.soft(found.segments, found.scores, mask, count, sigma=options.sigma, min_score=options.min_score)
+            return nms.soft(
+                found.segments,
+                found.scores,
+                mask,
+                count,
+                decay=options.decay,
+                sigma=options.sigma,
+                threshold=options.overlap,
+                min_score=options.min_score,
+            )
         return nms.greedy(
             found.segments,
             found.scores,

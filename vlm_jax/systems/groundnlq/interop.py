@@ -119,7 +119,7 @@ def state_dict(source: Any, *, average: bool = False) -> dict[str, np.ndarray]:
 
 
 def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """The config keys that a state dict decides, by section: sizes, blocks, and whether it is GroundNLQ*."""
+    """Return the config keys that a state dict decides, by section: sizes, blocks, and what is normalised."""
 
     def count(prefix: str) -> int:
         return len({name.removeprefix(prefix).split(".")[0] for name in source if name.startswith(prefix)})
@@ -134,6 +134,12 @@ def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]
         "stem_blocks": count("backbone.vid_stem."),
         "cross_blocks": len(crossed),
         "plain_blocks": branches - len(crossed),
+        "embedding_kernel": source[FIRST].shape[2],
+        "embedding_norm": "backbone.vid_embd_norm.0.weight" in source,
+        "neck_norm": "neck.fpn_norms.0.weight" in source,
+        "head_kernel": source["cls_head.cls_head.conv.weight"].shape[2],
+        "head_layers": 1 + count("cls_head.head."),
+        "head_norm": "cls_head.norm.0.weight" in source,
         "classes": source["cls_head.cls_head.conv.weight"].shape[0],
         "video_dim": source[FIRST].shape[1],
         "text_dim": source["backbone.txt_embd.0.conv.weight"].shape[1],

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlm_jax.models.layers import compute_in, fan_in_uniform
+from vlm_jax.models.layers import compute_in, dense, fan_in_uniform
 from vlm_jax.ops.attention import full_attention, window_attention
 from vlm_jax.ops.convolution import convolve_depthwise, convolve_time
 from vlm_jax.ops.normalisation import layer_normalise, scale_channels
@@ -46,22 +46,6 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return layer_normalise(x, scale, bias, EPSILON)
-
-
-class Dense(nn.Module):
-    """`x @ kernel + bias`, the bias 0 at first."""
-
-    features: int
-    dtype: jnp.dtype = jnp.float32
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., C]` -> `[..., features]`."""
-        kernel = self.param("kernel", fan_in_uniform, (x.shape[-1], self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
-        x, kernel, bias = compute_in(self.dtype, x, kernel, bias)
-        return x @ kernel + bias
 
 
 class MaskedConv(nn.Module):
@@ -115,7 +99,7 @@ class SelfAttention(nn.Module):
         for name in ("query", "key", "value"):
             part = DepthwiseConv(self.stride, self.dtype, name=f"{name}_conv")(x, mask)
             part = LayerNorm(name=f"{name}_norm")(part)
-            parts.append(_heads(Dense(channels, self.dtype, name=name)(part), self.heads))
+            parts.append(_heads(dense(channels, self.dtype, name)(part), self.heads))
         if self.window:
             bias = None
             if self.relative_bias:
@@ -124,7 +108,7 @@ class SelfAttention(nn.Module):
             out = window_attention(*parts, mask, self.window, bias)
         else:
             out = full_attention(*parts, mask)
-        return Dense(channels, self.dtype, name="project")(_merged(out)) * mask[:, :, None]
+        return dense(channels, self.dtype, "project")(_merged(out)) * mask[:, :, None]
 
 
 class CrossAttention(nn.Module):
@@ -137,10 +121,10 @@ class CrossAttention(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, text: jax.Array, text_mask: jax.Array) -> jax.Array:
         """`[B, T, C]`, `[B, T]`, `[B, L, C]`, `[B, L]` -> `[B, T, C]`."""
         channels = x.shape[-1]
-        query = _heads(Dense(channels, self.dtype, name="query")(x), self.heads)
-        key, value = (_heads(Dense(channels, self.dtype, name=name)(text), self.heads) for name in ("key", "value"))
+        query = _heads(dense(channels, self.dtype, "query")(x), self.heads)
+        key, value = (_heads(dense(channels, self.dtype, name)(text), self.heads) for name in ("key", "value"))
         out = full_attention(query, key, value, text_mask)
-        return Dense(channels, self.dtype, name="project")(_merged(out)) * mask[:, :, None]
+        return dense(channels, self.dtype, "project")(_merged(out)) * mask[:, :, None]
 
 
 class DropPath(nn.Module):
@@ -204,8 +188,8 @@ class Block(nn.Module):
                 norm(x), after, norm(text), text_mask
             )
             x = x * after[:, :, None] + drop(crossed, train)
-        hidden = Dense(4 * channels, self.dtype, name="mlp_in")(LayerNorm(name="norm2")(x))
-        hidden = Dense(channels, self.dtype, name="mlp_out")(nn.gelu(hidden, approximate=False))
+        hidden = dense(4 * channels, self.dtype, "mlp_in")(LayerNorm(name="norm2")(x))
+        hidden = dense(channels, self.dtype, "mlp_out")(nn.gelu(hidden, approximate=False))
         return x + DropPath(self.drop_path, name="drop_mlp")(hidden * after[:, :, None], train), after
 
 
@@ -259,7 +243,6 @@ class GroundNLQ(nn.Module):
       head_norm: Whether those are normalised.
       classes: N.
       prior: Chance of a class that the first logits state.
-      empty_classes: Classes without examples, whose first logits are far lower.
       drop_path: Rate; 0 leaves the learned scales out too.
       dtype: Of the arithmetic.
     """
@@ -284,7 +267,6 @@ class GroundNLQ(nn.Module):
     head_norm: bool = True
     classes: int = 1
     prior: float = 0.01
-    empty_classes: tuple[int, ...] = ()
     drop_path: float = 0.1
     dtype: jnp.dtype = jnp.float32
 
@@ -361,9 +343,7 @@ class GroundNLQ(nn.Module):
 
     def _class_bias(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         del key
-        bias = jnp.full(shape, -math.log((1 - self.prior) / self.prior), dtype)
-        empty = jnp.array(self.empty_classes, jnp.int32)
-        return bias.at[empty].set(-math.log((1 - 1e-6) / 1e-6))
+        return jnp.full(shape, -math.log((1 - self.prior) / self.prior), dtype)
 
 
 def position_table(rows: int, dim: int, length: int) -> np.ndarray:

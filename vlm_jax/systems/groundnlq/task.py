@@ -23,6 +23,8 @@ from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipelin
 
 NORMALISER = "loss"
 """Collection of the running counts of positives, one a group; they belong to a run, not to the model."""
+NOT_OF_THE_MODEL = ("video_dim", "text_dim", "ranges")
+"""Keys of `config.model` that describe inputs and targets; all others are attributes of `GroundNLQ`."""
 INPUTS = ("video", "video_mask", "text", "text_mask", "extent")
 
 
@@ -104,24 +106,8 @@ def make_model(config: ConfigDict) -> GroundNLQ:
         )
     if model.dim % model.heads:
         raise ConfigError(f"config.model.heads: {model.heads} heads do not divide config.model.dim = {model.dim}")
-    return GroundNLQ(
-        dim=model.dim,
-        head_dim=model.head_dim,
-        heads=model.heads,
-        embedding_layers=model.embedding_layers,
-        text_blocks=model.text_blocks,
-        stem_blocks=model.stem_blocks,
-        cross_blocks=model.cross_blocks,
-        plain_blocks=model.plain_blocks,
-        windows=tuple(model.windows),
-        max_length=model.max_length,
-        position_table=model.position_table,
-        relative_bias=model.relative_bias,
-        classes=model.classes,
-        prior=model.prior,
-        drop_path=model.drop_path,
-        dtype=jnp.dtype(model.dtype),
-    )
+    sizes = {name: value for name, value in model.items() if name not in NOT_OF_THE_MODEL}
+    return GroundNLQ(**sizes | {"windows": tuple(model.windows), "dtype": jnp.dtype(model.dtype)})
 
 
 def make_sample_spec(config: ConfigDict, *, train: bool = True) -> samples.SampleSpec:
