@@ -3,14 +3,13 @@
 import os
 import runpy
 import sys
-import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Compiling is what tests spend their time on; subprocesses share what this session has compiled.
+# Compiling is what tests spend their time on; workers, subprocesses and later runs share what was compiled.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-CACHE = Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="vlm_jax_compiled_")))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "vlm_jax" / "tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
 
 import jax
@@ -28,12 +27,32 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
 
 
+FIRST = ("golden milnce", "golden groundnlq", "launch/test_commands", "systems/groundnlq", "systems/milnce", "train")
+FIRST += ("launch",)
+"""What takes longest comes first, so that no worker is left alone with it at the end."""
+
+
+def group_of(item):
+    """What one worker runs in one go: a file, whose fixtures are shared, or the golden cases of a system."""
+    path = item.path.relative_to(ROOT / "tests").with_suffix("").as_posix()
+    if path != "golden/test_golden":
+        return path
+    return f"golden {item.callspec.params['path'].parent.name}"
+
+
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--slow"):
-        return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if item not in slow]
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    rank = {name: number for number, name in enumerate(FIRST)}
+
+    def place(item):
+        return min((rank[name] for name in FIRST if group_of(item).startswith(name)), default=len(FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

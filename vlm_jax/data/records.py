@@ -4,7 +4,7 @@
     DIR/NAME-SPLIT.index-00003-of-00128.npy  where each record begins, its group and its weight
     DIR/features.json, dataset_info.json     TFDS metadata: `tfds.builder_from_directory(DIR)`
     DIR/protocol.json                        how the records were made, and the groups of every shard
-    DIR/NAME-SPLIT.begun.json                what the preparation was begun with, so that no other preparation resumes it
+    DIR/NAME-SPLIT.begun.json                what the preparation began with, so that no other one resumes it
 
 A group is what an epoch counts (a video); its records are alternatives, drawn by weight.
 """
