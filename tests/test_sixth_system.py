@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from vlm_jax import config as configs
-from vlm_jax import convert, inference, systems
+from vlm_jax import convert, inference
 from vlm_jax.interop import torch_files
 from vlm_jax.task import get_task
 
@@ -38,8 +38,8 @@ def installed():
 @pytest.fixture
 def config(tmp_path):
     """A file of configs, and the records that it names."""
-    systems.module("toy", "data").write(tmp_path / "data", "train", range(100, 140))
-    systems.module("toy", "data").write(tmp_path / "data", "held", range(21))
+    configs.system_module("toy", "data").write(tmp_path / "data", "train", range(100, 140))
+    configs.system_module("toy", "data").write(tmp_path / "data", "held", range(21))
     (tmp_path / "toy_run.py").write_text(CONFIG.format(directory=str(tmp_path / "data")))
     return tmp_path / "toy_run.py"
 
@@ -54,7 +54,7 @@ def reference(tmp_path):
 
 
 def test_its_config_names_it(config):
-    assert "toy" in systems.names()
+    assert "toy" in configs.system_names()
     made = configs.load(f"{config}:longer", ["--config.batch_size=4"])
     assert (made.task, made.steps, made.batch_size) == ("toy", 60, 4)
     assert get_task(made).name == "toy"

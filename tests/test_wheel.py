@@ -41,11 +41,11 @@ for name in found:
     assert pathlib.Path(module.__file__).is_relative_to(folder), module.__file__
 print("modules", *found)
 
-from vlm_jax import config, convert, inference, systems
+from vlm_jax import config, convert, inference
 from vlm_jax.task import get_task
 from vlm_jax.train.checkpoint import restore_variables
 
-assert systems.names() == {systems!r}, systems.names()
+assert config.system_names() == {systems!r}, config.system_names()
 checkpoint = convert.checkpoint_path("released:ctrl")
 assert checkpoint.is_dir()
 found = convert.convert("ctrl", work / "TALL.pdparams", work / "converted")

@@ -1,17 +1,39 @@
 """Configs: locked `ml_collections` trees of numbers, strings and lists, one Python file per published run."""
 
 import ast
+import importlib
 import importlib.util
 import json
+import pkgutil
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from vlm_jax import systems
 from vlm_jax.errors import ConfigError
+
+SYSTEMS = "vlm_jax.systems"
+"""Package whose packages are the systems."""
+
+
+def system_names() -> list[str]:
+    """Return the names of all systems, sorted."""
+    return sorted(
+        entry.name for entry in pkgutil.iter_modules(importlib.import_module(SYSTEMS).__path__) if entry.ispkg
+    )
+
+
+def has_module(system: str, name: str) -> bool:
+    """Return whether a system has a module of that name."""
+    return importlib.util.find_spec(f"{SYSTEMS}.{system}.{name}") is not None
+
+
+def system_module(system: str, name: str) -> ModuleType:
+    """Return a module of a system, such as `system_module("milnce", "task")`."""
+    return importlib.import_module(f"{SYSTEMS}.{system}.{name}")
 
 
 def base_config() -> ConfigDict:
@@ -143,7 +165,7 @@ def describe(config: ConfigDict) -> None:
     Raises:
       DataError: for data whose protocol is damaged.
     """
-    module = systems.module(config.task, "config")
+    module = system_module(config.task, "config")
     if hasattr(module, "describe") and not config.data.synthetic:
         set_keys(config, module.describe(config))
 
@@ -152,7 +174,7 @@ def adopt(config: ConfigDict, trained: ConfigDict) -> None:
     """Take over what the training data of a checkpoint said about themselves from its config."""
     if trained.task == config.task:
         flat = trained.to_dict()
-        keys = getattr(systems.module(config.task, "config"), "DESCRIBED", ())
+        keys = getattr(system_module(config.task, "config"), "DESCRIBED", ())
         set_keys(config, {key: _at(flat, key) for key in keys})
 
 
@@ -193,8 +215,8 @@ def check(config: ConfigDict) -> None:
     Raises:
       ConfigError: naming the key, what was found and what is possible.
     """
-    if config.task not in systems.names():
-        raise ConfigError(f"config.task: {config.task!r} is not one of {', '.join(systems.names())}")
+    if config.task not in system_names():
+        raise ConfigError(f"config.task: {config.task!r} is not one of {', '.join(system_names())}")
     for key in ("batch_size", "batch_groups", "log_every"):
         if config[key] < 1:
             raise ConfigError(f"config.{key}: expected at least 1, found {config[key]}")

@@ -10,7 +10,6 @@ import jax
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
-from vlm_jax import systems
 from vlm_jax.interop import paddle_files, released, torch_files
 from vlm_jax.interop.released import Released
 from vlm_jax.interop.rules import ConversionError
@@ -32,7 +31,7 @@ class Converted(NamedTuple):
 
 def convertible() -> list[str]:
     """Return the systems whose reference checkpoints can be converted."""
-    return [name for name in systems.names() if systems.has(name, "interop")]
+    return [name for name in configs.system_names() if configs.has_module(name, "interop")]
 
 
 def read_arrays(system: str, source: Path, *, average: bool = False) -> dict[str, Any]:
@@ -41,7 +40,7 @@ def read_arrays(system: str, source: Path, *, average: bool = False) -> dict[str
     Raises:
       UserError: where the file cannot be read, or is of another system.
     """
-    names = systems.module(system, "interop")
+    names = configs.system_module(system, "interop")
     if average and not getattr(names, "HOLDS_AVERAGE", False):
         raise ConversionError(f"{source}: files of {system} hold no running average")
     choice = {"average": True} if average else {}
@@ -50,8 +49,8 @@ def read_arrays(system: str, source: Path, *, average: bool = False) -> dict[str
 
 def config_of(system: str, arrays: Mapping[str, Any]) -> ConfigDict:
     """Return the published config with the sizes that a reference checkpoint's arrays decide."""
-    config = systems.module(system, "config").default_config()
-    for section, values in systems.module(system, "interop").model_options(arrays).items():
+    config = configs.system_module(system, "config").default_config()
+    for section, values in configs.system_module(system, "interop").model_options(arrays).items():
         config[section].update(values)
     return config
 
@@ -74,7 +73,7 @@ def convert(
     arrays = read_arrays(system, source, average=average)
     config = config_of(system, arrays)
     config.update_from_flattened_dict(dict(options or {}))
-    variables = systems.module(system, "interop").to_variables(arrays, get_task(config).abstract_variables())
+    variables = configs.system_module(system, "interop").to_variables(arrays, get_task(config).abstract_variables())
     save_variables(output, variables, {"system": system, "source": str(source)})
     configs.write(config, output / "config.json")
     return Converted(len(arrays), sum(leaf.size for leaf in jax.tree.leaves(variables)))
@@ -88,7 +87,7 @@ def revert(source: Path, output: Path) -> int:
     """
     config = configs.find(source)
     variables = restore_variables(source, get_task(config).abstract_variables())
-    arrays = systems.module(config.task, "interop").to_state_dict(jax.device_get(variables))
+    arrays = configs.system_module(config.task, "interop").to_state_dict(jax.device_get(variables))
     output.parent.mkdir(parents=True, exist_ok=True)
     FORMATS.get(output.suffix, torch_files).save(output, arrays)
     return len(arrays)
@@ -99,7 +98,7 @@ def released_checkpoints() -> dict[str, tuple[str, Released]]:
     return {
         name: (system, entry)
         for system in convertible()
-        for name, entry in getattr(systems.module(system, "interop"), "RELEASED", {}).items()
+        for name, entry in getattr(configs.system_module(system, "interop"), "RELEASED", {}).items()
     }
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_jax import config as configs
-from vlm_jax import systems
 from vlm_jax.convert import checkpoint_path
 from vlm_jax.errors import ConfigError
 from vlm_jax.extraction import Extractor
@@ -45,7 +44,7 @@ def load(
     config = configs.find(folder)
     for override in overrides:
         configs.apply_override(config, override)
-    if not systems.has(config.task, "predict"):
+    if not configs.has_module(config.task, "predict"):
         raise ConfigError(f"{folder}: {config.task} has no predictor")
     extractor = None
     if "video_features" in config.data:
@@ -59,4 +58,4 @@ def load(
     elif vocabulary:
         config.text.vocabulary = str(vocabulary)
     variables = restore_variables(folder, get_task(config).abstract_variables(), average=average)
-    return systems.module(config.task, "predict").make_predictor(config, variables, extractor)
+    return configs.system_module(config.task, "predict").make_predictor(config, variables, extractor)

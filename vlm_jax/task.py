@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from vlm_jax import systems
+from vlm_jax import config as configs
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, PyTree, Sink, Variables
 
 PartitionRules = Sequence[tuple[str, jax.sharding.PartitionSpec]]
@@ -93,4 +93,4 @@ class Task:
 
 def get_task(config: ConfigDict) -> Task:
     """The task that `config.task` names."""
-    return systems.module(config.task, "task").make_task(config)
+    return configs.system_module(config.task, "task").make_task(config)

@@ -40,9 +40,6 @@ from vlm_jax.video.write import write_video
 LABELS = (*ACTIONS, "rest", "come back", "meet a friend", "leave a friend")
 """Numbered from 1, as AVA's. The last three depend on what happened long before."""
 
-RECENT = 0.2
-"""Seconds around a key frame in which an action counts."""
-
 
 def make(
     number: int, *, split: str, seed: int, seconds: float, fps: int, size: int, mistiming: float, output: str

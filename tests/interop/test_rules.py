@@ -6,7 +6,6 @@ import pytest
 
 from vlm_jax.interop.rules import (
     CONV1D,
-    CONV2D,
     CONV3D,
     IDENTITY,
     LINEAR,
@@ -54,7 +53,6 @@ def shapes_of(tree):
         (IDENTITY, (2, 3), (2, 3)),
         (LINEAR, (2, 3), (3, 2)),
         (CONV1D, (2, 3, 4), (4, 3, 2)),
-        (CONV2D, (2, 3, 4, 5), (4, 5, 3, 2)),
         (CONV3D, (2, 3, 4, 5, 6), (4, 5, 6, 3, 2)),
     ],
 )

@@ -11,7 +11,6 @@ import toy
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
-from vlm_jax import systems
 from vlm_jax.errors import ConfigError
 from vlm_jax.interop import torch_files
 from vlm_jax.interop.rules import ConversionError
@@ -200,7 +199,7 @@ def save_toy(folder):
 @pytest.fixture
 def installed():
     with toy.installed():
-        yield systems.module("toy", "interop")
+        yield configs.system_module("toy", "interop")
 
 
 def test_a_reference_file_is_a_source(tmp_path, installed):

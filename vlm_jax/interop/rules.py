@@ -39,7 +39,6 @@ def _permutation(*axes: int) -> Transform:
 IDENTITY = Transform(lambda array: array, lambda array: array)
 LINEAR = _permutation(1, 0)  # [O, I] <-> [I, O]
 CONV1D = _permutation(2, 1, 0)  # [O, I, K] <-> [K, I, O]
-CONV2D = _permutation(2, 3, 1, 0)  # [O, I, H, W] <-> [H, W, I, O]
 CONV3D = _permutation(2, 3, 4, 1, 0)  # [O, I, T, H, W] <-> [T, H, W, I, O]
 POINTWISE = Transform(lambda array: array[..., 0].T, lambda array: array.T[..., None])  # [O, I, 1] <-> [I, O]
 VECTOR = Transform(lambda array: array.reshape(-1), lambda array: array.reshape(1, -1, 1))  # [1, C, 1] <-> [C]

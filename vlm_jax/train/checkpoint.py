@@ -3,7 +3,6 @@
 Both lie on disk in one form: `state/` holds the arrays, `data/` a JSON with the data position or the origin.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -191,12 +190,6 @@ def restore_arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> 
     """
     restored = _restore(folder, traverse_util.unflatten_dict(dict(wanted), sep="/"))
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
-
-
-def read_origin(path: Path) -> dict[str, Any]:
-    """The JSON beside a checkpoint's arrays."""
-    file = checkpoint_folder(Path(path)) / "data" / "metadata"
-    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _restore(folder: Path, wanted: PyTree) -> PyTree:

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
-from vlm_jax import convert, systems
+from vlm_jax import convert
 from vlm_jax.errors import ConfigError
 from vlm_jax.task import Task
 from vlm_jax.train.checkpoint import CheckpointError, checkpoint_folder, restore_arrays, stored_shapes
@@ -268,7 +268,7 @@ def _open_file(source: Source, path: Path, system: str) -> _Contents:
             "the systems whose files can be read"
         )
     arrays = convert.read_arrays(system, path, average=source.average)
-    held = _by_path(systems.module(system, "interop").to_variables(arrays))
+    held = _by_path(configs.system_module(system, "interop").to_variables(arrays))
 
     def read(chosen: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
         return {name: np.asarray(held[name], spec.dtype) for name, spec in chosen.items()}

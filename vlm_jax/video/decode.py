@@ -38,8 +38,6 @@ REORDERING = 3 * MICROSECONDS // 23
 # A frame of this width and height (pixels) is large enough for any filter meant for videos.
 LARGE = 8192
 
-HFLIP = "hflip"
-
 
 class VideoError(UserError):
     """A video file that cannot be used.
@@ -379,13 +377,8 @@ def _split_filters(text: str) -> list[tuple[str, str]]:
     return [(name, arguments) for name, _, arguments in pairs]
 
 
-def window_crop(size: int, u: float, w: float) -> str:
-    """A window of size x size pixels at x = (width - size) * u, y = (height - size) * w; u, w in [0, 1]."""
-    return f"crop={size}:{size}:(iw - {size})*{float(u)}:(ih - {size})*{float(w)}"
-
-
 def square_crop(size: int, u: float = 0.5, w: float = 0.5) -> str:
-    """The largest square, placed by u and w as in `window_crop` (centre by default), scaled to size x size pixels."""
+    """Return the largest square at x = (width - side) * u, y = (height - side) * w, scaled to size x size pixels."""
     side = "min(iw\\,ih)"
     return f"crop={side}:{side}:(iw - {side})*{float(u)}:(ih - {side})*{float(w)},scale={size}:{size}"
 

@@ -28,8 +28,6 @@ HOLDS_AVERAGE = True
 """Checkpoint files hold a running average of the parameters, too."""
 
 FIRST = "backbone.vid_embd.0.conv.weight"
-HEAD = "head"
-"""What fine-tuning starts afresh: every name that contains this (`train_ft.py`)."""
 
 
 def _layer(theirs: str, ours: str, transform: Transform) -> tuple[Rule, Rule]:
