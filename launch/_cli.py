@@ -15,8 +15,8 @@ import jax
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
-from vlm_jax.convert import PREFIX
 from vlm_jax.errors import UserError
+from vlm_jax.references import PREFIX
 
 
 def parser(description: str) -> argparse.ArgumentParser:

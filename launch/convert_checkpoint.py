@@ -9,8 +9,9 @@ from pathlib import Path
 
 import _cli
 
-from vlm_jax.convert import convert, convertible, revert
+from vlm_jax.convert import convert, revert
 from vlm_jax.errors import ConfigError
+from vlm_jax.references import convertible
 
 
 def main() -> None:

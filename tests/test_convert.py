@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vlm_jax import convert
+from vlm_jax import convert, references
 from vlm_jax.interop import paddle_files
 from vlm_jax.interop.rules import ConversionError
 from vlm_jax.systems.ctrl import interop
@@ -57,7 +57,7 @@ def test_other_paths_stay(tmp_path):
 
 
 def test_every_published_checkpoint_has_an_address_or_a_name():
-    known = convert.released_checkpoints()
+    known = references.released_checkpoints()
     assert {"ctrl", "groundnlq", "groundnlq_star", "milnce"} <= known.keys()
     for _, entry in known.values():
         assert all(url.startswith("https://") for url in (entry.url, *entry.beside.values()) if "/" in url)

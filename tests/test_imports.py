@@ -19,8 +19,9 @@ TENSORFLOW_DATA = {"vlm_jax.data", "tensorflow", "tensorflow_datasets"}
 ALLOWED = {
     "configs": {"vlm_jax.config", "vlm_jax.systems", "ml_collections"},
     "data_prep": {"data_prep", "vlm_jax", "numpy", "tensorflow", "tensorflow_datasets", "apache_beam", "lmdb"},
-    "vlm_jax/convert.py": {"vlm_jax.config", "vlm_jax.interop", "vlm_jax.task", "vlm_jax.train", "ml_collections"}
-    | {"jax", *BASE},
+    "vlm_jax/convert.py": {"vlm_jax.config", "vlm_jax.interop", "vlm_jax.references", "vlm_jax.task"}
+    | {"vlm_jax.train", "jax", *BASE},
+    "vlm_jax/references.py": {"vlm_jax.config", "vlm_jax.interop", "ml_collections", *BASE},
     "vlm_jax/inference.py": {"vlm_jax.config", "vlm_jax.convert", "vlm_jax.extraction", "vlm_jax.predictor"}
     | {"vlm_jax.task", "vlm_jax.train", *BASE},
     "vlm_jax/predictor.py": {"vlm_jax.extraction", "vlm_jax.train", "jax", "numpy", "ml_collections", *BASE},
@@ -30,7 +31,7 @@ ALLOWED = {
     | {"vlm_jax.metrics", "vlm_jax.text", "vlm_jax.video", "vlm_jax.interop", "vlm_jax.annotations"}
     | {"vlm_jax.features", "vlm_jax.text_features", "vlm_jax.train", "vlm_jax.predictor", "vlm_jax.extraction"}
     | {*NUMPY_DATA, "jax", "flax", "numpy", "ml_collections", "sklearn", *BASE},
-    "vlm_jax/train": {"vlm_jax.train", "vlm_jax.task", "vlm_jax.config", "vlm_jax.convert", "vlm_jax.ops", *BASE}
+    "vlm_jax/train": {"vlm_jax.train", "vlm_jax.task", "vlm_jax.config", "vlm_jax.references", "vlm_jax.ops", *BASE}
     | {"vlm_jax.progress", "numpy", "ml_collections", "tensorboard", *NUMERIC},
     "vlm_jax/models": {"vlm_jax.models", "vlm_jax.ops", "jax", "flax", "numpy"},
     "vlm_jax/losses": {"vlm_jax.ops", "jax"},

@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from vlm_jax import config as configs
-from vlm_jax import convert, inference
+from vlm_jax import convert, inference, references
 from vlm_jax.interop import torch_files
 from vlm_jax.task import get_task
 
@@ -97,7 +97,7 @@ def test_its_published_checkpoint_is_found_and_starts_a_run(reference, config, t
     folder = tmp_path / "home" / ".cache" / "vlm_jax" / "released" / "toy"
     folder.mkdir(parents=True)
     (folder / "toy.pth").write_bytes(reference.read_bytes())
-    assert convert.released_checkpoints()["toy"][0] == "toy"
+    assert references.released_checkpoints()["toy"][0] == "toy"
     words = ["--config", config, "--workdir", tmp_path / "run", "--config.init_from=released:toy"]
     out, error = command("train", *words)
     assert not error

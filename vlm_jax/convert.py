@@ -1,25 +1,18 @@
-"""From the references' checkpoints to ours: a file that lies here, or one that they published."""
+"""From the references' checkpoints to ours and back: a file that lies here, or one that they published."""
 
 import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
-from vlm_jax.interop import paddle_files, released, torch_files
-from vlm_jax.interop.released import Released
-from vlm_jax.interop.rules import ConversionError
+from vlm_jax.interop import torch_files
+from vlm_jax.references import FORMATS, PREFIX, config_of, fetch_released, read_arrays, released_folder
 from vlm_jax.task import get_task
 from vlm_jax.train.checkpoint import restore_variables, save_variables
-
-PREFIX = "released:"
-"""`released:NAME` stands for a published checkpoint wherever one is asked for."""
-FORMATS = {".pdparams": paddle_files}
-"""Who reads and writes files of an ending; torch's are all others."""
 
 
 class Converted(NamedTuple):
@@ -27,32 +20,6 @@ class Converted(NamedTuple):
 
     arrays: int
     numbers: int
-
-
-def convertible() -> list[str]:
-    """Return the systems whose reference checkpoints can be converted."""
-    return [name for name in configs.system_names() if configs.has_module(name, "interop")]
-
-
-def read_arrays(system: str, source: Path, *, average: bool = False) -> dict[str, Any]:
-    """Return a reference checkpoint's arrays under the reference's names.
-
-    Raises:
-      UserError: where the file cannot be read, or is of another system.
-    """
-    names = configs.system_module(system, "interop")
-    if average and not getattr(names, "HOLDS_AVERAGE", False):
-        raise ConversionError(f"{source}: files of {system} hold no running average")
-    choice = {"average": True} if average else {}
-    return names.state_dict(FORMATS.get(source.suffix, torch_files).load(source), **choice)
-
-
-def config_of(system: str, arrays: Mapping[str, Any]) -> ConfigDict:
-    """Return the published config with the sizes that a reference checkpoint's arrays decide."""
-    config = configs.system_module(system, "config").default_config()
-    for section, values in configs.system_module(system, "interop").model_options(arrays).items():
-        config[section].update(values)
-    return config
 
 
 def convert(
@@ -93,15 +60,6 @@ def revert(source: Path, output: Path) -> int:
     return len(arrays)
 
 
-def released_checkpoints() -> dict[str, tuple[str, Released]]:
-    """Return every published checkpoint by name, each with its system."""
-    return {
-        name: (system, entry)
-        for system in convertible()
-        for name, entry in getattr(configs.system_module(system, "interop"), "RELEASED", {}).items()
-    }
-
-
 def checkpoint_path(reference: str | Path) -> Path:
     """Return the path itself; or for `released:NAME` that of the published checkpoint, converted at first use.
 
@@ -113,18 +71,13 @@ def checkpoint_path(reference: str | Path) -> Path:
     text = str(reference)
     if not text.startswith(PREFIX):
         return Path(reference)
-    name, known = text.removeprefix(PREFIX), released_checkpoints()
-    if name not in known:
-        raise ConversionError(f"{text}: not one of {', '.join(PREFIX + entry for entry in sorted(known))}")
-    system, entry = known[name]
-    folder = Path.home() / ".cache" / "vlm_jax" / "released" / name
+    folder = released_folder(text.removeprefix(PREFIX))
     if (folder / "checkpoint").is_dir():
         return folder / "checkpoint"
-    source = released.fetch(entry.url, folder, entry.origin)
-    beside = {key: str(released.fetch(url, folder, entry.origin)) for key, url in entry.beside.items()}
+    files = fetch_released(text)
     partial = folder / f"checkpoint.{secrets.token_hex(4)}.tmp"
     try:
-        convert(system, source, partial, beside)
+        convert(files.system, files.source, partial, files.beside)
         partial.rename(folder / "checkpoint")
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
-from vlm_jax import convert
+from vlm_jax import references
 from vlm_jax.errors import ConfigError
 from vlm_jax.task import Task
 from vlm_jax.train.checkpoint import CheckpointError, checkpoint_folder, restore_arrays, stored_shapes
@@ -157,11 +157,15 @@ def check_sources(config: ConfigDict, checkpoint: Path) -> None:
         trained = configs.find(checkpoint)
     except ConfigError:  # nothing to compare with
         return
+    _check_trained(config, trained, checkpoint)
+
+
+def _check_trained(config: ConfigDict, trained: ConfigDict, checkpoint: Path) -> None:
     if trained.task != config.task:
         return
     for key in (key for key in config.data if key.endswith("_source")):
         if key in trained.data and trained.data[key] != config.data[key]:
-            meaning = "" if trained.data[key] else ": the references' own features, no others do for it"
+            meaning = "" if trained.data[key] else ": the features that its reference published, and no others"
             raise ConfigError(
                 f"config.data.{key}: {config.data[key]!r}, but {checkpoint} was trained with {trained.data[key]!r}"
                 + meaning
@@ -239,9 +243,12 @@ def _check_part(
 
 
 def _open(source: Source, task: Task, config: ConfigDict) -> _Contents:
-    path = convert.checkpoint_path(source.source)
+    if source.source.startswith(references.PREFIX):
+        files = references.fetch_released(source.source)
+        return _open_file(source, files.source, files.system, config)
+    path = Path(source.source)
     if path.is_file():
-        return _open_file(source, path, source.system or config.task)
+        return _open_file(source, path, source.system or config.task, config)
     folder = checkpoint_folder(path)
     check_sources(config, folder)
     shapes = stored_shapes(folder)
@@ -261,13 +268,14 @@ def _open(source: Source, task: Task, config: ConfigDict) -> _Contents:
     return _Contents({name: shapes[place] for name, place in places.items()}, read)
 
 
-def _open_file(source: Source, path: Path, system: str) -> _Contents:
-    if system not in convert.convertible():
+def _open_file(source: Source, path: Path, system: str, config: ConfigDict) -> _Contents:
+    if system not in references.convertible():
         raise ConfigError(
-            f"config.init_from: {path}: {system!r} is not one of {', '.join(convert.convertible())}, "
+            f"config.init_from: {path}: {system!r} is not one of {', '.join(references.convertible())}, "
             "the systems whose files can be read"
         )
-    arrays = convert.read_arrays(system, path, average=source.average)
+    arrays = references.read_arrays(system, path, average=source.average)
+    _check_trained(config, references.config_of(system, arrays), path)
     held = _by_path(configs.system_module(system, "interop").to_variables(arrays))
 
     def read(chosen: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:

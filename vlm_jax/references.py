@@ -1,0 +1,81 @@
+"""Checkpoints of the references: files that lie here, and files that they published."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from vlm_jax import config as configs
+from vlm_jax.interop import paddle_files, released, torch_files
+from vlm_jax.interop.released import Released
+from vlm_jax.interop.rules import ConversionError
+
+PREFIX = "released:"
+"""`released:NAME` stands for a published checkpoint wherever one is asked for."""
+FORMATS = {".pdparams": paddle_files}
+"""Who reads and writes files of an ending; torch's are all others."""
+
+
+class ReleasedFiles(NamedTuple):
+    """A published checkpoint on disk: its system, its file, and further files by config key."""
+
+    system: str
+    source: Path
+    beside: Mapping[str, str]
+
+
+def convertible() -> list[str]:
+    """Return the systems whose reference checkpoints can be converted."""
+    return [name for name in configs.system_names() if configs.has_module(name, "interop")]
+
+
+def read_arrays(system: str, source: Path, *, average: bool = False) -> dict[str, Any]:
+    """Return a reference checkpoint's arrays under the reference's names.
+
+    Raises:
+      UserError: where the file cannot be read, or is of another system.
+    """
+    names = configs.system_module(system, "interop")
+    if average and not getattr(names, "HOLDS_AVERAGE", False):
+        raise ConversionError(f"{source}: files of {system} hold no running average")
+    choice = {"average": True} if average else {}
+    return names.state_dict(FORMATS.get(source.suffix, torch_files).load(source), **choice)
+
+
+def config_of(system: str, arrays: Mapping[str, Any]) -> ConfigDict:
+    """Return the published config with the sizes that a reference checkpoint's arrays decide."""
+    config = configs.system_module(system, "config").default_config()
+    for section, values in configs.system_module(system, "interop").model_options(arrays).items():
+        config[section].update(values)
+    return config
+
+
+def released_checkpoints() -> dict[str, tuple[str, Released]]:
+    """Return every published checkpoint by name, each with its system."""
+    return {
+        name: (system, entry)
+        for system in convertible()
+        for name, entry in getattr(configs.system_module(system, "interop"), "RELEASED", {}).items()
+    }
+
+
+def released_folder(name: str) -> Path:
+    """Return where the files of a published checkpoint are kept; where there is no network, they may be put there."""
+    return Path.home() / ".cache" / "vlm_jax" / "released" / name
+
+
+def fetch_released(reference: str) -> ReleasedFiles:
+    """Return the files of `released:NAME`, fetched where they are not here yet.
+
+    Raises:
+      ConversionError: where there is no such checkpoint, or its files cannot be had.
+    """
+    name, known = reference.removeprefix(PREFIX), released_checkpoints()
+    if name not in known:
+        raise ConversionError(f"{reference}: not one of {', '.join(PREFIX + entry for entry in sorted(known))}")
+    system, entry = known[name]
+    folder = released_folder(name)
+    source = released.fetch(entry.url, folder, entry.origin)
+    beside = {key: str(released.fetch(url, folder, entry.origin)) for key, url in entry.beside.items()}
+    return ReleasedFiles(system, source, beside)
