@@ -175,7 +175,7 @@ def adopt(config: ConfigDict, trained: ConfigDict) -> None:
     if trained.task == config.task:
         flat = trained.to_dict()
         keys = getattr(system_module(config.task, "config"), "DESCRIBED", ())
-        set_keys(config, {key: _at(flat, key) for key in keys})
+        set_keys(config, {key: value for key in keys if (value := _at(flat, key)) is not None})
 
 
 def set_keys(config: ConfigDict, values: Mapping[str, Any]) -> None:
@@ -190,9 +190,9 @@ def set_keys(config: ConfigDict, values: Mapping[str, Any]) -> None:
 
 
 def _at(tree: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        tree = tree[part]
-    return tree
+    """The value of a key such as 'model.dim', None where a config of an earlier version lacks it."""
+    section, _, leaf = key.rpartition(".")
+    return (_at(tree, section) or {}).get(leaf) if section else tree.get(leaf)
 
 
 def starts_fresh(config: ConfigDict, name: str) -> bool:
