@@ -21,7 +21,7 @@ from vlm_jax.predictor import (
     row_batches,
 )
 from vlm_jax.systems.ctrl import metrics
-from vlm_jax.systems.ctrl.samples import Video
+from vlm_jax.systems.ctrl.samples import Sentence, Video
 from vlm_jax.systems.ctrl.scoring import answer, make_comparison
 from vlm_jax.systems.ctrl.task import embed_clips, embed_sentences, make_model, make_sample_spec
 from vlm_jax.systems.ctrl.windows import context, feature_windows
@@ -96,7 +96,7 @@ class CtrlPredictor(Predictor):
         config, spec = self.config, make_sample_spec(self.config)
         requests, missing = encode_requests(requests, self._extractor)
         windows = data.load_windows(config.predict.windows, {request["video"] for request in requests}, spec)
-        known: dict[str, list[Any]] = {}
+        known: dict[str, list[Sentence]] = {}
         if any("vector" not in request for request in requests):
             for query in data.load_queries(config.predict.queries, config.predict.split, spec):
                 known.setdefault(query.video, []).append(query)
@@ -137,7 +137,7 @@ class CtrlPredictor(Predictor):
 
 
 def _sentences(
-    requests: Sequence[Mapping[str, Any]], known: Mapping[str, Sequence[Any]], config: ConfigDict
+    requests: Sequence[Mapping[str, Any]], known: Mapping[str, Sequence[Sentence]], config: ConfigDict
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
     """What is asked, each sentence with its vector, and what cannot be answered."""
     found, missing, dim = [], [], config.model.sentence_dim
