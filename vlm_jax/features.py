@@ -48,7 +48,7 @@ class Settings:
       crop: 'center', the largest square, or 'none', the whole frame squeezed into one.
       dtype: Of the stored numbers: 'float32' or 'float16'.
       dim: C.
-      fingerprint: Of the checkpoint's variables (`inference.Model.fingerprint`).
+      fingerprint: Of the checkpoint's variables (`Predictor.fingerprint`).
       checkpoint: Where it lay.
       step: Of the run, None for a converted checkpoint.
       end: What happens at the end of a video.

@@ -30,7 +30,7 @@ class TextSettings:
     Attributes:
       layer: 'sentence' or 'words'.
       dim: S or C.
-      fingerprint: Of the checkpoint's variables (`inference.Model.fingerprint`).
+      fingerprint: Of the checkpoint's variables (`Predictor.fingerprint`).
       vocabulary: Digest of the word list.
       lower_case: Whether sentences were lower-cased.
       max_words: How many known words of each were kept.

@@ -16,11 +16,13 @@ from jax.sharding import AxisType, Mesh
 
 from data_prep.groundnlq import prepare as preparation
 from vlm_jax import config as configs
+from vlm_jax import inference
 from vlm_jax.data.synthetic import SyntheticPipeline
 from vlm_jax.errors import ConfigError
-from vlm_jax.systems.groundnlq import data, samples
+from vlm_jax.extraction import Extractor
+from vlm_jax.systems.groundnlq import answers, data, samples
 from vlm_jax.systems.groundnlq import interop as names
-from vlm_jax.systems.groundnlq import predict as answers
+from vlm_jax.systems.groundnlq.predict import make_predictor
 from vlm_jax.systems.groundnlq.task import make_model, make_sample_spec, open_store
 from vlm_jax.task import get_task
 from vlm_jax.train import evaluate, sharding
@@ -198,17 +200,17 @@ def test_it_learns_and_writes_what_it_found(folder, tmp_path):
         times = np.array(line["seconds"])
         assert (times[:, 0] >= 0).all()
         assert (np.diff(times[:, 2]) <= 0).all()
-    # The prediction command's hook: the same answers, by video alone and by features of words.
+    # The predictor gives the same answers, by video alone and by features of words.
     config.predict.split = "validation"
-    task = get_task(config)
-    asked = task.predict(variables, [{"video": lines[0]["video"]}, {"video": "nowhere"}], 5)
+    predictor = make_predictor(config, variables, Extractor(config.data, inference.load))
+    asked = predictor.predict([{"video": lines[0]["video"]}, {"video": "nowhere"}], 5)
     assert [line["qid"] for line in asked.lines] == [line["qid"] for line in lines[:3]]
     for ours, line in zip(asked.lines, lines, strict=False):
         np.testing.assert_allclose(ours["seconds"], line["seconds"], atol=1e-3)
     assert asked.missing[0][0] == "nowhere"
     tokens = np.load(folder / "text" / f"{lines[0]['qid']}.npz")["token_features"]
     request = {"video": lines[0]["video"], "qid": "mine", "query": "where?", "vector": tokens}
-    mine = task.predict(variables, [request], 3)
+    mine = predictor.predict([request], 3)
     assert len(mine.lines[0]["seconds"]) == 3
     assert mine.lines[0]["qid"] == "mine"
 
