@@ -40,6 +40,7 @@ def group_of(item):
     return f"golden {item.callspec.params['path'].parent.name}"
 
 
+@pytest.hookimpl(tryfirst=True)  # Before xdist's own, which reads the groups.
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
         slow = [item for item in items if item.get_closest_marker("slow")]
