@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
 
 import jax
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -32,28 +33,35 @@ FIRST += ("launch",)
 """What takes longest comes first, so that no worker is left alone with it at the end."""
 
 
-def group_of(item):
+def group_of(nodeid):
     """What one worker runs in one go: a file, whose fixtures are shared, or the golden cases of a system."""
-    path = item.path.relative_to(ROOT / "tests").with_suffix("").as_posix()
-    if path != "golden/test_golden":
-        return path
-    return f"golden {item.callspec.params['path'].parent.name}"
+    path, _, test = nodeid.partition("::")
+    name = path.removeprefix("tests/").removesuffix(".py")
+    return f"golden {test.split('[')[-1].split('/')[0]}" if name == "golden/test_golden" else name
 
 
-@pytest.hookimpl(tryfirst=True)  # Before xdist's own, which reads the groups.
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--slow"):
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
     rank = {name: number for number, name in enumerate(FIRST)}
 
     def place(item):
-        return min((rank[name] for name in FIRST if group_of(item).startswith(name)), default=len(FIRST))
+        return min((rank[name] for name in FIRST if group_of(item.nodeid).startswith(name)), default=len(FIRST))
 
     items.sort(key=place)
+
+
+class Groups(LoadScopeScheduling):
+    """Hands groups to workers."""
+
+    def _split_scope(self, nodeid):
+        return group_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")

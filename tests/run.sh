@@ -12,4 +12,4 @@ echo "== ruff"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 echo "== pytest $*"
-.venv/bin/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder "$@"
+.venv/bin/python -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder "$@"
