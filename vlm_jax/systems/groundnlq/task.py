@@ -34,6 +34,9 @@ class Store(samples.ClipFeatures, Protocol):
     def load(self, clips: Iterable[str]) -> None:
         """Read some clips into memory."""
 
+    def read(self, clips: Iterable[str]) -> set[str]:
+        """Read some clips into memory, and return those that are not there."""
+
 
 Stores = Callable[[str], Store]
 """Directory -> the features of its clips, one store for all who ask."""
