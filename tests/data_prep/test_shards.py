@@ -41,8 +41,8 @@ def undisturbed(tmp_path_factory):
 
 
 def test_a_killed_preparation_goes_on(undisturbed, tmp_path):
-    arguments = [sys.executable, str(ROOT / "data_prep" / "milnce.py"), *command(tmp_path / "made", "--workers", "2")]
-    running = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    arguments = [sys.executable, "-m", "data_prep.milnce", *command(tmp_path / "made", "--workers", "2")]
+    running = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not list((tmp_path / "made").glob("*.tfrecord-*")):
         assert running.poll() is None
         time.sleep(0.002)

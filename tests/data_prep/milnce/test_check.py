@@ -1,4 +1,5 @@
 import csv
+import os
 import subprocess
 import sys
 
@@ -154,9 +155,8 @@ def test_the_command(root, hostile, tmp_path):
     clips = root / "data_prep" / "clips"
     before = sorted(clips.rglob("*"))
     words = ["--check", str(clips), "--smallest_side", "160"]
-    done = subprocess.run(
-        [sys.executable, str(root / "data_prep" / "milnce.py"), *words], capture_output=True, text=True, cwd=tmp_path
-    )
+    command, here = [sys.executable, "-m", "data_prep.milnce", *words], {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=here)
     assert (done.returncode, done.stdout) == (0, f"{clips}: 1 list, 10 videos, 54 captions checked, no problems\n")
     assert before == sorted(clips.rglob("*"))
     assert not list(tmp_path.iterdir())

@@ -245,9 +245,9 @@ def test_settings_that_make_no_sense(hostile, tmp_path, arguments, message):
 def test_a_bad_list_is_one_line(root, tmp_path):
     """As a command: exit status 1, and nothing but the line."""
     write_rows(tmp_path / "list.csv", [["path"], ["a.mp4"]])
-    command = [sys.executable, str(root / "data_prep" / "milnce.py"), "howto100m", "--output", str(tmp_path / "made")]
+    command = [sys.executable, "-m", "data_prep.milnce", "howto100m", "--output", str(tmp_path / "made")]
     inputs = ["--list", str(tmp_path / "list.csv"), "--videos", str(tmp_path), "--captions", str(tmp_path)]
-    done = subprocess.run([*command, *inputs], capture_output=True, text=True)
+    done = subprocess.run([*command, *inputs], capture_output=True, text=True, cwd=root)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == f"error: {tmp_path / 'list.csv'}: no column 'video_path'; it has path"
     assert "Traceback" not in done.stderr
