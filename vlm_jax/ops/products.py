@@ -1,5 +1,7 @@
 """Products of arrays and matrices, and their sums."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -18,7 +20,8 @@ def _multiply_plain(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 def _multiply_cpu(x: jax.Array, matrix: jax.Array) -> jax.Array:
     # With more than one axis to sum over, the gradient of the matrix would copy its operand.
-    return (x.reshape(-1, x.shape[-1]) @ matrix).reshape(*x.shape[:-1], -1)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    return (rows @ matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def sum_of_products_cpu(a: jax.Array, b: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
