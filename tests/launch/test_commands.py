@@ -239,6 +239,15 @@ def test_every_config_has_a_smoke_run(root, config, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_a_smoke_run_takes_less_than_a_minute(root, config, tmp_path):
+    """Run with nothing beside it: what the README promises is time on a clock."""
+    began = time.monotonic()
+    command(root, "launch/train.py", "--config", f"{config}:smoke", "--workdir", tmp_path)
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
 def test_sigterm_says_what_it_saved(root, tmp_path):
     arguments = ["--config", "configs/milnce_howto100m.py:smoke", "--config.steps=100000", "--workdir", str(tmp_path)]
     process = subprocess.Popen(
