@@ -11,7 +11,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep import shards
+from data_prep import commands
 from vlm_jax import annotations
 from vlm_jax.annotations import FORMS
 
@@ -39,4 +39,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    shards.main(main)
+    commands.main(main)

@@ -1,5 +1,6 @@
 """Checking raw and prepared data: nothing is written, what is wrong is told in words, by reason."""
 
+import argparse
 import collections
 import dataclasses
 import multiprocessing
@@ -114,6 +115,30 @@ def report(name: str, found: Iterable[Found], reasons: Mapping[str, Reason]) -> 
         if number > EXAMPLES:
             print(f"  and {number - EXAMPLES} more")
     return not numbers
+
+
+def check_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that every check has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", required=True, type=Path, metavar="DIR", help="folder of the data")
+    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    return parser
+
+
+def run_check(
+    arguments: argparse.Namespace,
+    check: Callable[[argparse.Namespace], Iterable[Found]],
+    reasons: Mapping[str, Reason],
+) -> None:
+    """Checks the folder and reports; exit status 1 if anything is wrong.
+
+    Raises:
+      DataError: where there is no such folder.
+    """
+    if not arguments.check.is_dir():
+        raise DataError(f"--check: {arguments.check}: no such folder")
+    if not report(str(arguments.check), check(arguments), reasons):
+        raise SystemExit(1)
 
 
 def check_prepared(directory: Path, check_record: CheckRecord, workers: int) -> Iterator[Found]:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,8 +20,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from data_prep import beam
-from vlm_jax.data.records import Record, Skip, finalize, index_path, shard_path, write_json, write_shard
-from vlm_jax.errors import DataError, UserError
+from vlm_jax.data.records import Record, Skip, finalize, index_path, shard_path, write_shard
+from vlm_jax.errors import DataError
+from vlm_jax.files import write_json
 from vlm_jax.progress import Progress
 
 
@@ -155,11 +155,3 @@ def _check_begun(job: Job, count: int) -> None:
 def _make_shard(task: tuple[Path, tfds.features.FeaturesDict, Callable, Sequence[Any]]) -> None:
     path, features, make, items = task
     write_shard(path, features, make(items))
-
-
-def main(run_command: Callable[[], None]) -> None:
-    """Runs a command; an expected error is one line and exit status 1."""
-    try:
-        run_command()
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vlm_jax.errors import ConfigError
+from vlm_jax.files import write_json
 
 SYSTEMS = "vlm_jax.systems"
 """Package whose packages are the systems."""
@@ -236,7 +237,7 @@ def check(config: ConfigDict) -> None:
 
 def write(config: ConfigDict, path: Path) -> None:
     """Writes the resolved config as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    write_json(path, config.to_dict())
 
 
 def read(path: Path) -> ConfigDict:

@@ -11,14 +11,14 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlm_jax.errors import UserError
+from vlm_jax.files import replacing
 
 SETTINGS = "features.json"
 
@@ -170,7 +170,7 @@ def save(directory: str | Path, name: str, features: np.ndarray) -> None:
     """Writes the features of one video; the file appears under its name when it is whole."""
     path = feature_path(directory, name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as partial, open(partial, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, features)
 
 
@@ -198,14 +198,3 @@ def load(directory: str | Path, name: str, settings: Settings | None = None) -> 
             f"{path}: found {features.dtype} {list(features.shape)}, expected {settings.dtype} [N, {settings.dim}]"
         )
     return features
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` once all is written."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vlm_jax.features import FeatureError
+from vlm_jax.files import replacing, write_json
 
 LAYERS = ("sentence", "words")
 """One vector per sentence `[S]`, or one per known word `[L, C]`."""
@@ -138,15 +139,13 @@ def save(path: str | Path, vectors: Mapping[str, np.ndarray], settings: TextSett
     if path.suffix != ".npz":
         raise FeatureError(f"{path}: expected a name that ends in .npz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    # Not np.savez: a qid may be called as one of its own arguments.
-    with zipfile.ZipFile(partial, "w") as archive:
-        for name, vector in vectors.items():
-            with archive.open(f"{name}.npy", "w") as member:
-                np.lib.format.write_array(member, np.ascontiguousarray(vector), allow_pickle=False)
-    text = json.dumps(dataclasses.asdict(settings), indent=2, sort_keys=True) + "\n"
-    _settings_path(path).write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        # Not np.savez: a qid may be called as one of its own arguments.
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name, vector in vectors.items():
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, np.ascontiguousarray(vector), allow_pickle=False)
+        write_json(_settings_path(path), dataclasses.asdict(settings))
 
 
 def _settings_path(path: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.check import PREPARED, Found, Problem, Reason, check_each, check_prepared, report
+from data_prep.check import PREPARED, Found, Problem, Reason, check_each, check_parser, check_prepared, run_check
 from data_prep.ctrl import sentences as ctrl_sentences
 from data_prep.ctrl import windows as ctrl_windows
 from data_prep.ctrl.sentences import FORMS, PICKLE
@@ -22,7 +22,6 @@ from vlm_jax.data.feature_store import read_records
 from vlm_jax.data.protocol import PROTOCOL
 from vlm_jax.data.record_examples import Split
 from vlm_jax.data.records import Skip
-from vlm_jax.errors import DataError
 from vlm_jax.features import FeatureError
 from vlm_jax.systems.ctrl.data import WINDOW_FEATURES, WINDOWS
 from vlm_jax.systems.ctrl.windows import parse
@@ -81,8 +80,7 @@ REASONS: dict[str, Reason] = PREPARED | {
 
 def check(words: Sequence[str]) -> None:
     """Runs `--check DIR` with its options; exit status 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", required=True, type=Path, metavar="DIR", help="folder of the data")
+    parser = check_parser(__doc__)
     parser.add_argument("--dim", type=int, default=4096, help="numbers of a window (default: %(default)s)")
     parser.add_argument("--frames", type=Path, help="pickled dict of frame counts by video")
     parser.add_argument("--ending", default="", help="what annotations have behind a video's name; of our features")
@@ -91,12 +89,7 @@ def check(words: Sequence[str]) -> None:
     parser.add_argument("--durations", type=Path, help="of charades: csv with the columns id and length")
     parser.add_argument("--vectors", type=Path, help=".npz or folder of .npy, vectors by qid")
     parser.add_argument("--sentence_dim", type=int, default=4800, help="of a pickle's vectors (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    arguments = parser.parse_args(words)
-    if not arguments.check.is_dir():
-        raise DataError(f"--check: {arguments.check}: no such folder")
-    if not report(str(arguments.check), _check(arguments), REASONS):
-        raise SystemExit(1)
+    run_check(parser.parse_args(words), _check, REASONS)
 
 
 def check_record(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: float) -> Iterator[Problem]:

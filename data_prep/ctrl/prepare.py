@@ -19,11 +19,11 @@ an interruption: finished shards stay. `--check DIR` looks through raw or prepar
 import argparse
 import dataclasses
 import functools
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep import shards
+from data_prep.commands import Commands, run_command
 from data_prep.ctrl import sentences
 from data_prep.ctrl import windows as ctrl_windows
 from data_prep.ctrl.check import check
@@ -91,14 +91,12 @@ def demo(arguments: argparse.Namespace) -> None:
     print(f"{arguments.output}: {found[0]}, {found[1]} sentences, {found[2]} windows")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs the command that these words, or else the command line's, name."""
-    argv = sys.argv[1:] if argv is None else argv
-    if any(word.split("=")[0] == "--check" for word in argv):
-        check(argv)
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
+    run_command(words, __doc__, check, _add_commands)
+
+
+def _add_commands(commands: Commands) -> None:
     rate = {"type": float, "default": 0.0, "help": "frames a second, for times in seconds; 0: not known"}
     named = {"default": "", "help": "a name for what features were made with; ours have one (default: none)"}
     made = commands.add_parser("windows", help="a set of windows")
@@ -130,5 +128,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     made.add_argument("--output", required=True, type=Path, help="folder to write")
     made.add_argument("--dim", type=int, default=4800, help="longer vectors are cut to this (default: %(default)s)")
     made.set_defaults(run=demo)
-    arguments = parser.parse_args(argv)
-    arguments.run(arguments)

@@ -5,14 +5,13 @@ DIR holds clips or questions. Every record is read; with the clips at hand, ques
 
 import argparse
 import collections
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.check import PREPARED, Found, Problem, Reason, check_prepared, report
+from data_prep.check import PREPARED, Found, Problem, Reason, check_parser, check_prepared, run_check
 from vlm_jax.data import feature_store as clips
 from vlm_jax.data.protocol import read_protocol
 from vlm_jax.data.record_examples import Split
@@ -76,13 +75,9 @@ REASONS: dict[str, Reason] = PREPARED | {
 
 def check(words: Sequence[str]) -> None:
     """Runs `--check DIR` with its options; exit status 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", required=True, type=Path, metavar="DIR", help="a prepared folder")
+    parser = check_parser(__doc__)
     parser.add_argument("--features", type=Path, help="the prepared clips that questions are about")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    arguments = parser.parse_args(words)
-    if not report(str(arguments.check), _all(arguments), REASONS):
-        sys.exit(1)
+    run_check(parser.parse_args(words), _all, REASONS)
 
 
 def _all(arguments: argparse.Namespace) -> Iterator[Found]:

@@ -22,7 +22,6 @@ Run the same command again after an interruption: finished shards stay. What is 
 import argparse
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from data_prep import shards
+from data_prep.commands import Commands, run_command
 from data_prep.groundnlq import annotations
 from data_prep.groundnlq.check import check
 from data_prep.groundnlq.stores import TEXT_KEYS, VIDEO_KEYS, Store, open_store, words
@@ -149,14 +149,12 @@ def _read(
     return array
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs the command that these words, or else the command line's, name."""
-    argv = sys.argv[1:] if argv is None else argv
-    if any(word.split("=")[0] == "--check" for word in argv):
-        check(argv)
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
+    run_command(words, __doc__, check, _add_commands)
+
+
+def _add_commands(commands: Commands) -> None:
     made = commands.add_parser("features", help="a set of clips")
     shards.add_arguments(made, num_shards=64)
     made.add_argument("--features", required=True, type=Path, help="LMDB, or folder of .pt, .npy or .npz files")
@@ -183,8 +181,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--annotations", required=True, type=Path, nargs="+", help="nlq_train.json moments_train.json vq_train.json"
     )
     made.set_defaults(run=narrations, split="train")
-    arguments = parser.parse_args(argv)
-    arguments.run(arguments)
 
 
 def _add_questions(parser: argparse.ArgumentParser, num_shards: int) -> None:

@@ -1,7 +1,7 @@
 """The command: python -m data_prep.milnce."""
 
-from data_prep import shards
+from data_prep import commands
 from data_prep.milnce.prepare import main
 
 if __name__ == "__main__":
-    shards.main(main)
+    commands.main(main)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from data_prep.check import PREPARED, Found, Problem, Reason, check_each, check_prepared, report
+from data_prep.check import PREPARED, Found, Problem, Reason, check_each, check_parser, check_prepared, run_check
 from data_prep.milnce.evaluation import hmdb51_items, msrvtt_items, segment_items, youcook2_items
 from data_prep.milnce.narrated import Captions, read_captions
 from data_prep.tables import MISSING, read_rows
@@ -133,8 +133,7 @@ class Source:
 
 def check(words: Sequence[str]) -> None:
     """Runs `--check DIR` with its options; exit status 1 if anything is wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", required=True, type=Path, metavar="DIR", help="folder of the data")
+    parser = check_parser(__doc__)
     parser.add_argument("--list", type=Path, help="the only list to check (default: those in DIR)")
     parser.add_argument("--videos", type=Path, help="root of the videos (default: DIR/videos, else DIR)")
     parser.add_argument("--captions", type=Path, help="folder of the caption files (default: DIR/captions, else DIR)")
@@ -144,17 +143,13 @@ def check(words: Sequence[str]) -> None:
     parser.add_argument(
         "--min_seconds", type=float, default=3.2, help="that training videos need (default: %(default)s)"
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
-    arguments = parser.parse_args(words)
-    directory = arguments.check
-    if not directory.is_dir():
-        raise DataError(f"--check: {directory}: no such folder")
-    if (directory / PROTOCOL).exists():
-        found = check_prepared(directory, check_record, arguments.workers)
-    else:
-        found = _check_raw(arguments)
-    if not report(str(directory), found, REASONS):
-        raise SystemExit(1)
+    run_check(parser.parse_args(words), _check, REASONS)
+
+
+def _check(arguments: argparse.Namespace) -> Iterator[Found]:
+    if (arguments.check / PROTOCOL).exists():
+        return check_prepared(arguments.check, check_record, arguments.workers)
+    return _check_raw(arguments)
 
 
 def check_record(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: float) -> Iterator[Problem]:

@@ -15,13 +15,13 @@ import argparse
 import dataclasses
 import functools
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_prep import shards
+from data_prep.commands import Commands, run_command
 from data_prep.milnce.check import check
 from data_prep.milnce.evaluation import (
     classification_records,
@@ -33,8 +33,8 @@ from data_prep.milnce.evaluation import (
 )
 from data_prep.milnce.narrated import Segments, read_captions, training_records
 from data_prep.tables import read_rows
-from vlm_jax.data.records import write_atomically
 from vlm_jax.errors import DataError
+from vlm_jax.files import write_atomically
 from vlm_jax.systems.milnce.data import FORMATS
 from vlm_jax.systems.milnce.evaluation_data import CLASSIFICATION_FEATURES, RETRIEVAL_FEATURES
 from vlm_jax.text import word_list
@@ -106,14 +106,12 @@ def vocabulary(arguments: argparse.Namespace) -> None:
         print(f"  {len(skipped)} caption files skipped, such as {skipped[0]}")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Runs the command that these words, or else the command line's, name."""
-    argv = sys.argv[1:] if argv is None else argv
-    if any(word.split("=")[0] == "--check" for word in argv):
-        check(argv)
-        return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
+    run_command(words, __doc__, check, _add_commands)
+
+
+def _add_commands(commands: Commands) -> None:
     train = commands.add_parser("howto100m", help="training shards")
     shards.add_arguments(train, num_shards=128)
     train.add_argument("--list", required=True, type=Path, help="csv with the column video_path")
@@ -159,5 +157,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     words.add_argument("--output", required=True, type=Path, help="file to write, .npy")
     words.add_argument("--rows", type=int, default=66250, help="rows of the word table, padding included")
     words.set_defaults(run=vocabulary)
-    arguments = parser.parse_args(argv)
-    arguments.run(arguments)

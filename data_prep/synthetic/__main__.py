@@ -1,7 +1,7 @@
 """The command: python -m data_prep.synthetic."""
 
-from data_prep import shards
+from data_prep import commands
 from data_prep.synthetic.prepare import main
 
 if __name__ == "__main__":
-    shards.main(main)
+    commands.main(main)

@@ -32,8 +32,8 @@ from data_prep.synthetic import drawing, language
 from data_prep.synthetic.world import ACTIONS, SPLITS, Character, Scene, events_of, make_video
 from vlm_jax import annotations
 from vlm_jax.annotations import Query
-from vlm_jax.data.records import write_atomically, write_json
 from vlm_jax.errors import DataError
+from vlm_jax.files import write_atomically, write_json
 from vlm_jax.progress import Progress
 from vlm_jax.video.write import write_video
 

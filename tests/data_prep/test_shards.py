@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from data_prep import shards
+from data_prep import commands, shards
 from data_prep.milnce import prepare as milnce
 from vlm_jax.data import records
 from vlm_jax.data.records import Record, Skip
@@ -226,7 +226,7 @@ def test_an_expected_error_is_one_line(capsys):
 
     for error in (DataError("a.csv: no column 'b'"), FileNotFoundError(2, "No such file", "a.csv")):
         with pytest.raises(SystemExit) as caught:
-            shards.main(lambda error=error: fail(error))
+            commands.main(lambda error=error: fail(error))
         assert caught.value.code == f"error: {error}"
     with pytest.raises(ZeroDivisionError):
-        shards.main(lambda: fail(ZeroDivisionError()))
+        commands.main(lambda: fail(ZeroDivisionError()))

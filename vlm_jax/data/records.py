@@ -14,12 +14,9 @@ import csv
 import dataclasses
 import io
 import itertools
-import json
 import logging
 import re
-import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ import tensorflow_datasets as tfds
 
 from vlm_jax.data.protocol import PROTOCOL, read_protocol
 from vlm_jax.errors import DataError
+from vlm_jax.files import replacing, write_atomically, write_json
 
 # TensorFlow only reads and decodes: the GPU is for the model.
 tf.config.set_visible_devices([], "GPU")
@@ -90,7 +88,7 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Itera
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, skipped, offset = [], [], 0
-    with _replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
+    with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
         for record in records:
             if isinstance(record, Skip):
                 skipped.append(record)
@@ -108,32 +106,10 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Itera
     write_atomically(index_path(path), buffer.getvalue())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it."""
-    with _replacing(path) as partial:
-        partial.write_bytes(content)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` once all is written; its own for every writer, so that two do no harm."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def read_skipped(records: Path) -> list[Skip]:
     """The items that a finished shard left out."""
     rows = csv.reader(io.StringIO(skipped_path(records).read_text(encoding="utf-8")))
     return [Skip(*row) for row in rows][1:]
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes readable JSON, keys in alphabetical order."""
-    write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
 def _csv(skipped: Iterable[Skip]) -> bytes:

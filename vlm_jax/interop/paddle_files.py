@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vlm_jax.errors import UserError
+from vlm_jax.files import write_atomically
 from vlm_jax.interop.torch_files import TorchFileError, load_pickle
 
 
@@ -56,9 +57,5 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes arrays as a `.pdparams` file (pickle protocol 2), under a temporary name that is then changed."""
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(pickle.dumps({name: np.asarray(array) for name, array in arrays.items()}, protocol=2))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = pickle.dumps({name: np.asarray(array) for name, array in arrays.items()}, protocol=2)
+    write_atomically(Path(path), content)

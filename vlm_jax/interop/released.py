@@ -1,13 +1,13 @@
 """Files that the references published: what is known of one, and how it is fetched."""
 
 import http.client
-import secrets
 import shutil
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vlm_jax.files import replacing
 from vlm_jax.interop.rules import ConversionError
 
 PREFIX = "released:"
@@ -46,18 +46,15 @@ def fetch(url: str, folder: Path, origin: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if "://" not in url:
         raise ConversionError(f"{url}: its address is not known here; get it from {origin} and put it at {path}")
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer, open(partial, "wb") as file:
-            shutil.copyfileobj(answer, file)
-            expected = answer.headers.get("Content-Length")
-        found = partial.stat().st_size
-        if expected is not None and int(expected) != found:
-            raise OSError(f"{found} of {expected} bytes came")
-        partial.replace(path)
+        with replacing(path) as partial:
+            with urllib.request.urlopen(url, timeout=60) as answer, open(partial, "wb") as file:
+                shutil.copyfileobj(answer, file)
+                expected = answer.headers.get("Content-Length")
+            found = partial.stat().st_size
+            if expected is not None and int(expected) != found:
+                raise OSError(f"{found} of {expected} bytes came")
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(getattr(error, "reason", error)).split())
         raise ConversionError(f"{url}: cannot be fetched ({reason}); fetch it elsewhere and put it at {path}") from None
-    finally:
-        partial.unlink(missing_ok=True)
     return path

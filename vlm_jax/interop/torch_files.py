@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from vlm_jax.errors import UserError
+from vlm_jax.files import replacing
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _CHUNK = 1 << 24  # bytes read at a time, so that a storage is never held twice
@@ -78,18 +79,13 @@ def save(path: str | os.PathLike, tree: Any) -> None:
     """
     arrays: list[np.ndarray] = []
     program = pickle.PROTO + b"\x02" + _pickled(tree, f"{path}: object", arrays) + pickle.STOP
-    temporary = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w") as archive:
-            _write_entry(archive, "data.pkl", program)
-            _write_entry(archive, "byteorder", sys.byteorder.encode())
-            for key, array in enumerate(arrays):
-                native = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
-                _write_entry(archive, f"data/{key}", native.reshape(-1).view(np.uint8).data)
-            _write_entry(archive, "version", b"3\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(Path(path)) as partial, zipfile.ZipFile(partial, "w") as archive:
+        _write_entry(archive, "data.pkl", program)
+        _write_entry(archive, "byteorder", sys.byteorder.encode())
+        for key, array in enumerate(arrays):
+            native = np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
+            _write_entry(archive, f"data/{key}", native.reshape(-1).view(np.uint8).data)
+        _write_entry(archive, "version", b"3\n")
 
 
 @contextlib.contextmanager

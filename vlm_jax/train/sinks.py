@@ -1,7 +1,6 @@
 """Outputs of an evaluation as arrays on disk, for what is larger than memory: feature banks, dense predictions."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vlm_jax.errors import DataError
+from vlm_jax.files import replacing, write_json
 from vlm_jax.types import Outputs
 
 STAMP = "evaluation.json"
@@ -107,7 +107,7 @@ class ArraySink:
                     )
         else:
             self.parts.mkdir(parents=True, exist_ok=True)
-            _write(path, lambda file: file.write(json.dumps(stamp, indent=2).encode()))
+            write_json(path, stamp)
         self.batches = 0
         while self._part(self.batches).is_file():
             self.batches += 1
@@ -119,7 +119,8 @@ class ArraySink:
         if self._part(number).is_file():
             return
         arrays = {name: _storable(np.asarray(value)) for name, value in outputs.items()}
-        _write(self._part(number), lambda file: np.savez(file, index=index, **arrays))
+        with replacing(self._part(number)) as partial, open(partial, "wb") as file:
+            np.savez(file, index=index, **arrays)
 
     def finish(self, total: int) -> dict[str, np.ndarray]:
         """Merge the parts of all processes on process 0, and return the memory-mapped arrays on every process.
@@ -171,11 +172,3 @@ class ArraySink:
 
 def _storable(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype.kind == "V" else array
-
-
-def _write(path: Path, write: Callable[[Any], Any]) -> None:
-    """Writes a file under a temporary name, its own for every process, and renames it."""
-    temporary = path.with_name(f".{path.name}.{jax.process_index()}")
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)

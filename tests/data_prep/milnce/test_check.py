@@ -3,10 +3,10 @@ import os
 import subprocess
 import sys
 
-import av
 import numpy as np
 import pytest
 import tensorflow as tf
+from video_files import write_audio
 
 from data_prep.milnce import prepare as milnce
 from vlm_jax.errors import DataError
@@ -46,16 +46,6 @@ def by_reason(lines):
             headline = line.split(":")[0]
             found[headline] = []
     return found
-
-
-def write_audio(path):
-    with av.open(path, "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        for number in range(16):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = 8000, 1024 * number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 CAPTIONS = {

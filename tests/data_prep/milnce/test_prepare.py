@@ -3,11 +3,11 @@ import subprocess
 import sys
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from video_files import write_audio
 
 from data_prep import tables
 from data_prep.milnce import prepare as milnce
@@ -60,16 +60,6 @@ def read(directory, features=TRAINING_FEATURES, split="train"):
 def skipped(directory):
     with open(directory / "skipped.csv", newline="", encoding="utf-8") as file:
         return {row["item"]: row for row in csv.DictReader(file)}
-
-
-def write_audio(path):
-    with av.open(path, "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        for number in range(16):
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            frame.sample_rate, frame.pts = 8000, 1024 * number
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 @pytest.fixture(scope="module")

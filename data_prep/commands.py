@@ -1,0 +1,42 @@
+"""What the commands of all preparations share: python -m data_prep.NAME COMMAND ..., and --check DIR."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from vlm_jax.errors import UserError
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def run_command(
+    words: Sequence[str] | None,
+    description: str,
+    check: Callable[[Sequence[str]], None],
+    add_commands: Callable[[Commands], None],
+) -> None:
+    """Runs the command, or the check, that these words name.
+
+    Args:
+      words: None for the command line's.
+      description: Of the program, for its help.
+      check: Runs `--check DIR ...`.
+      add_commands: Adds the commands, each with its function as the default of `run`.
+    """
+    words = sys.argv[1:] if words is None else words
+    if any(word.split("=")[0] == "--check" for word in words):
+        check(words)
+        return
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_commands(parser.add_subparsers(dest="command", required=True))
+    arguments = parser.parse_args(words)
+    arguments.run(arguments)
+
+
+def main(run: Callable[[], None]) -> None:
+    """Runs a program; an expected error is one line and exit status 1."""
+    try:
+        run()
+    except (UserError, OSError) as error:
+        sys.exit(f"error: {error}")
