@@ -18,6 +18,11 @@ def coded(count=23, height=48, width=64):
     return frames
 
 
+def encode(frames, fps, crf=segment.DEFAULT_CRF):
+    encoder = segment.SegmentEncoder(fps, crf)
+    return encoder.mp4(list(encoder.packets(frames)))
+
+
 @pytest.fixture(scope="module")
 def film(root):
     """Half a minute of a real film at five frames a second."""
@@ -27,7 +32,7 @@ def film(root):
 
 @pytest.fixture(scope="module")
 def stored(film):
-    return segment.encode_segment(film, FPS)
+    return encode(film, FPS)
 
 
 def test_every_frame_comes_back_under_its_number(film, stored):
@@ -44,7 +49,7 @@ def test_every_frame_comes_back_under_its_number(film, stored):
 
 def test_numbers_are_exact():
     frames = coded()
-    data = segment.encode_segment(frames, FPS, crf=10)
+    data = encode(frames, FPS, crf=10)
     for first in range(23):
         shown = segment.decode_segment(data, first, 3)[:, :20, :20, 1].mean((1, 2))
         expected = [30 + 8 * k if k < 23 else 0 for k in range(first, first + 3)]
@@ -99,13 +104,13 @@ def test_stretches_of_one_video(film):
 
 
 def test_the_same_bytes_every_time(film):
-    assert segment.encode_segment(film[:20], FPS) == segment.encode_segment(film[:20], FPS)
+    assert encode(film[:20], FPS) == encode(film[:20], FPS)
 
 
 def test_less_crf_is_better_and_larger(film):
     sizes, errors = [], []
     for crf in (15, 23, 35):
-        data = segment.encode_segment(film[:20], FPS, crf)
+        data = encode(film[:20], FPS, crf)
         sizes.append(len(data))
         errors.append(np.abs(segment.decode_segment(data, 0, 20).astype(int) - film[:20]).mean())
     assert sizes == sorted(sizes, reverse=True)
@@ -119,7 +124,7 @@ def test_a_player_opens_it(stored, tmp_path):
 
 
 def test_no_frames_are_no_bytes():
-    assert segment.encode_segment([], FPS) == b""
+    assert encode([], FPS) == b""
     assert segment.segment_length(b"") == 0
     assert segment.decode_segment(b"", 0, 3, window=(0, 0, 8)).shape == (3, 8, 8, 3)
     assert not segment.decode_segment(b"", 0, 3, window=(0, 0, 8), size=6).any()
@@ -137,7 +142,7 @@ def test_other_files_are_refused(tmp_path, film):
             segment.decode_segment(data, 0, 3)
         assert "\n" not in str(caught.value)
     with pytest.raises(segment.SegmentError, match="frames of 228x128 do not hold the window"):
-        segment.decode_segment(segment.encode_segment(film[:5], FPS), 0, 3, window=(0, 101, 128))
+        segment.decode_segment(encode(film[:5], FPS), 0, 3, window=(0, 101, 128))
 
 
 def test_damaged_bytes_are_one_error_or_none(stored):

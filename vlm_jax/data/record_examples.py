@@ -224,7 +224,7 @@ def _read(
 
 
 def _find_undecodable(examples: RecordExamples, places: Iterable[RecordReference]) -> str | None:
-    """Return which of some records, whole as they are, is the first whose content cannot be decoded."""
+    """Return one line naming the first of these undamaged records whose content cannot be decoded, or None."""
     for path, offset, seed, source in places:
         try:
             serialised = records.read_record(tf.constant(path), tf.constant(offset, tf.int64))

@@ -116,7 +116,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def replicate(mesh: Mesh | None, tree: PyTree) -> PyTree:
     """Put a copy of every leaf on each device of the mesh, or on the default device where there is no mesh.
 
-    Leaves that are on all devices of the mesh already stay as they are. All processes give the same values.
+    A leaf with a copy on every device of the mesh already is returned unchanged. All processes pass the same values.
     """
     if mesh is None:
         return jax.device_put(tree)

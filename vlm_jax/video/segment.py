@@ -74,12 +74,6 @@ class SegmentEncoder:
         return file.getvalue()
 
 
-def encode_segment(frames: Iterable[np.ndarray], fps: int, crf: int = DEFAULT_CRF) -> bytes:
-    """Frames uint8 `[H, W, 3]`, RGB, even sides -> an mp4 file (H.264); no frames -> no bytes."""
-    encoder = SegmentEncoder(fps, crf)
-    return encoder.mp4(list(encoder.packets(frames)))
-
-
 def segment_length(data: bytes) -> int:
     """Number of frames of a segment. Raises SegmentError where it cannot be read."""
     if not data:
@@ -94,7 +88,7 @@ def decode_segment(
     """Decodes frames `first` to `first + count - 1` of a segment: uint8 `[count, H, W, 3]`, RGB, black after its end.
 
     Args:
-      data: What `encode_segment` gave.
+      data: What `SegmentEncoder.mp4` gave.
       first: Number of the first frame.
       count: Number of frames.
       window: Top, left and side of the square to keep, pixels; all if not given.
