@@ -40,6 +40,14 @@ def test_metrics_by_name_in_percent():
     }
 
 
+def test_means_are_over_the_challenge_s_thresholds_whatever_is_reported():
+    predictions, truths = [[[0, 4]], [[0, 10]]], [[0, 10], [0, 10]]
+    found = moments.moment_metrics(predictions, truths, (0.3, 0.5, 0.7))
+    assert (found["R1@0.3"], found["R1@0.5"], found["R1@0.7"]) == (100, 50, 50)
+    assert found["mean_R1"] == 75
+    assert moments.moment_metrics(predictions, truths, (0.7,))["mean_R1"] == 75
+
+
 def test_average_precision_by_hand():
     """The second prediction finds the first truth again, which counts as wrong; the fourth finds the second truth."""
     truths = [[0, 10], [20, 30]]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vlm_jax.ops import nms
+from vlm_jax.ops import segments as segments_ops
 
 COUNT = 30
 
@@ -132,3 +133,22 @@ def test_votes_are_means_weighed_by_score_and_overlap():
     moved = nms.vote(segments[:1], segments, jnp.array([0.5, 0.4, 0.9]), jnp.ones(3, bool), 0.4)
     weights = np.array([0.5 * 1, 0.4 * 0.5])
     np.testing.assert_allclose(moved, [[0, (weights * [4, 8]).sum() / weights.sum()]], rtol=1e-6)
+
+
+def test_epsilon_is_rounded_into_each_length_first():
+    """As `nms_1d_cpu.cpp` has it, in float32: the order of the sum decides whether a near-duplicate reaches 1."""
+    rng = np.random.default_rng(0)
+    start = rng.uniform(0, 500, 20000).astype(np.float32)
+    first = np.stack([start, start + rng.uniform(0.5, 200, len(start)).astype(np.float32)], 1)
+    second = first.copy()
+    second[:, 1] = np.nextafter(first[:, 1], np.float32(np.inf), dtype=np.float32)
+    epsilon = np.float32(1e-6)
+    lengths = [(segments[:, 1] - segments[:, 0]) + epsilon for segments in (first, second)]
+    shared = np.minimum(first[:, 1], second[:, 1]) - np.maximum(first[:, 0], second[:, 0])
+    expected = shared / (lengths[0] + lengths[1] - shared)
+    assert expected.dtype == np.float32
+    found = jax.jit(functools.partial(segments_ops.overlap, epsilon=1e-6))(first, second)
+    np.testing.assert_array_equal(np.asarray(found) >= 1, expected >= 1)
+    np.testing.assert_array_equal(found, expected)
+    other = shared / ((first[:, 1] - first[:, 0]) + epsilon + (second[:, 1] - second[:, 0]) + epsilon - shared)
+    assert ((other >= 1) != (expected >= 1)).any()  # the pairs tell the two orders apart

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+MEAN_THRESHOLDS = (0.3, 0.5)
+"""Overlaps over which the Ego4D challenge averages recall, whatever others are reported."""
+
 
 def hull_overlap(predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
     """Length of the intersection over that from the first start to the last end.
@@ -117,12 +120,13 @@ def moment_metrics(
     thresholds: Sequence[float] = (0.3, 0.5),
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """`R1@0.3` and so on, `mean_R1` and so on over the thresholds, and `mIoU`, in percent."""
+    """Return `R1@0.3` and so on, `mean_R1` and so on over `MEAN_THRESHOLDS`, and `mIoU`, in percent."""
     table = 100 * recall_table(predictions, truths, thresholds, ks)
+    means = 100 * recall_table(predictions, truths, MEAN_THRESHOLDS, ks).mean(0)
     metrics = {}
     for column, k in enumerate(ks):
         metrics |= {f"R{k}@{threshold}": float(table[row, column]) for row, threshold in enumerate(thresholds)}
-    metrics |= {f"mean_R{k}": float(mean) for k, mean in zip(ks, table.mean(0), strict=True)}
+    metrics |= {f"mean_R{k}": float(mean) for k, mean in zip(ks, means, strict=True)}
     return metrics | {"mIoU": 100 * mean_top_overlap(predictions, truths)}
 
 

@@ -15,10 +15,11 @@ def overlap(a: jax.Array, b: jax.Array, *, epsilon: float = 0.0) -> jax.Array:
     Args:
       a: Segments.
       b: Segments, of a shape that fits.
-      epsilon: Added to both lengths, as GroundNLQ's suppression does (`nms_1d_cpu.cpp`).
+      epsilon: Added to both lengths, as GroundNLQ's suppression does (`nms_1d_cpu.cpp`). Each sum is rounded before
+        the two are added, as there: the order decides about near-duplicates.
     """
     intersection = _intersection(a, b)
-    return intersection / (lengths(a) + epsilon + lengths(b) + epsilon - intersection)
+    return intersection / ((lengths(a) + epsilon) + (lengths(b) + epsilon) - intersection)
 
 
 def _intersection(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -25,6 +25,15 @@ def test_merging_drops_what_overlaps_and_pads_with_the_last():
     assert merge([first, first[:1]]) == [[0, 10], [20, 30], [20, 30], [20, 30], [20, 30]]
 
 
+def test_of_equal_scores_the_first_file_wins():
+    """By Python's stable sort, as the reference has it: the files in their order, then what they agree on."""
+    merged = merge([[[10, 20, 0.5]], [[12, 22, 0.5]], [[14, 24, 0.5]]])
+    assert merged == [[10, 20], [14, 24], [14, 24], [14, 24], [14, 24]]
+    # A file's own moment before the fused one of the same score, though the fused one is the better supported.
+    merged = merge([[[0, 10, 0.5]], [[1, 10, 0.5]]])
+    assert merged[0] == [0, 10]
+
+
 def test_four_of_each_file():
     times = [[10 * n, 10 * n + 5, 0.9 - 0.1 * n] for n in range(5)]
     assert merge([times]) == [[0, 5], [10, 15], [20, 25], [30, 35], [30, 35]]

@@ -50,10 +50,11 @@ def merge(predictions: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]
     fused = fuse_first([times[0] for times in predictions])
     # A fused prediction is ranked by its mean score; the sum has only put the fused ones in order.
     pool = np.array([*(row[:3] for times in predictions for row in times[:SHARE]), *(row[:3] for row in fused)])
-    pool = pool[np.argsort(pool[:, 2], kind="stable")]
+    # Of equal scores the first of the pool wins: files in their order, then the fused ones.
+    pool = pool[np.argsort(-pool[:, 2], kind="stable")]
     kept = []
     while len(pool) and len(kept) < KEPT:
-        best, pool = pool[-1], pool[:-1]
+        best, pool = pool[0], pool[1:]
         kept.append(best[:2].tolist())
         pool = pool[~(hull_overlap(pool[:, :2], best[:2]) > OVERLAP)]
     return kept + [kept[-1]] * (KEPT - len(kept))
