@@ -93,7 +93,9 @@ def run(job: Job, arguments: argparse.Namespace) -> None:
         )
         for reason, number in sorted(summary["skipped"].items()):
             print(f"  {number} x {reason}")
-        if skipped:
+        for reason, number in sorted(summary["remarked"].items()):
+            print(f"  {number} kept, but {reason}")
+        if skipped or summary["remarked"]:
             print(f"  each with its reason in {job.directory / 'skipped.csv'}")
 
 

@@ -1,6 +1,7 @@
 """Lists of evaluation items and their videos -> evaluation records of MIL-NCE."""
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ from vlm_jax.data import images
 from vlm_jax.data.records import Record, Skip
 from vlm_jax.errors import DataError
 from vlm_jax.video import decode, sampling
+
+DAMAGES = ("truncated", "unreadable")
+"""Faults of a video some of whose frames may still be there."""
 
 
 def youcook2_items(path: Path) -> list[dict[str, object]]:
@@ -50,23 +54,66 @@ def _item(path: Path, number: int, row: dict[str, str], paths: list[str], video_
 
 
 def retrieval_records(
-    items: Sequence[dict[str, object]], *, video_root: Path, windows: int, num_frames: int, fps: int, size: int
+    items: Sequence[dict[str, object]],
+    *,
+    video_root: Path,
+    windows: int,
+    num_frames: int,
+    fps: int,
+    size: int,
+    strict: bool,
 ) -> Iterator[Record | Skip]:
-    """The W clips of every item (`paths` tried in order, `video_id`, `text`, `start`, `end`), or why it gives none."""
+    """Yield the W clips of every item (`paths` tried in order, `video_id`, `text`, `start`, `end`), or a reason.
+
+    As in the reference, frames that a damaged video lacks are black, unless `strict` leaves such items out.
+    """
     for group, item in enumerate(items):
         name = f"{item['video_id']} {item['start']}-{item['end']}"
         paths = [video_root / path for path in item["paths"]]
         path = next((path for path in paths if path.is_file()), paths[0])
         try:
-            end = decode.probe(path).duration if item["end"] is None else item["end"]
+            duration = decode.probe(path).duration
+            end = duration if item["end"] is None else item["end"]
+            if fault := _impossible(item["start"], end, duration):
+                yield Skip(name, *fault)
+                continue
             starts = sampling.clip_starts(item["start"], end, windows, num_frames / fps)
-            clips = decode.read_clips(path, starts, num_frames, fps, decode.square_crop(size))
+            read = functools.partial(decode.read_clips, path, starts, num_frames, fps, decode.square_crop(size))
+            clips, damage = _read(read, strict)
         except decode.VideoError as error:
             yield Skip(name, error.reason, str(error))
             continue
+        if damage:
+            yield Skip(name, f"{damage.reason}, black where frames are missing", str(damage), kept=True)
         frames = [images.encode_png(frame) for clip in clips for frame in clip]
         example = {"video_id": item["video_id"], "text": item["text"], "start": item["start"], "end": end}
         yield Record({**example, "clip_starts": starts, "frames": frames}, group)
+
+
+def _impossible(start: float, end: float, duration: float) -> tuple[str, str] | None:
+    """Reason and detail of a stretch of a video that cannot be; a duration of 0 is not known."""
+    times = f"{start:g} to {end:g} s"
+    if end < start:
+        return "end before start", times
+    if end == start:
+        return "zero length", times
+    if duration and start >= duration:
+        return "beyond the video", f"{times}, the video lasts {duration:.2f} s"
+    return None
+
+
+def _read(read: Callable[..., np.ndarray], strict: bool) -> tuple[np.ndarray, decode.VideoError | None]:
+    """Frames, and what is wrong with their video, if it is read all the same.
+
+    Raises:
+      VideoError: where it is not, or cannot be.
+    """
+    try:
+        return read(strict=True), None
+    except decode.VideoError as error:
+        if strict or error.reason not in DAMAGES:
+            raise
+        return read(strict=False), error
 
 
 def hmdb51_items(path: Path) -> list[dict[str, object]]:
@@ -93,15 +140,22 @@ def hmdb51_items(path: Path) -> list[dict[str, object]]:
 
 
 def classification_records(
-    items: Sequence[dict[str, object]], *, video_root: Path, windows: int, num_frames: int, size: int
+    items: Sequence[dict[str, object]], *, video_root: Path, windows: int, num_frames: int, size: int, strict: bool
 ) -> Iterator[Record | Skip]:
-    """The windows of every item (`path`, `label`, `splits`) over all its frames, or why it gives none."""
+    """Yield the windows of every item (`path`, `label`, `splits`) over all its frames, or why it gives none.
+
+    As in the reference, a damaged video counts with the frames that it has, unless `strict` leaves it out.
+    """
     for group, item in enumerate(items):
         try:
-            frames = decode.read_frames(video_root / item["path"], filters=decode.square_crop(size))
+            path = video_root / item["path"]
+            read = functools.partial(decode.read_frames, path, filters=decode.square_crop(size))
+            frames, damage = _read(read, strict)
         except decode.VideoError as error:
             yield Skip(item["path"], error.reason, str(error))
             continue
+        if damage:
+            yield Skip(item["path"], f"{damage.reason}, only the frames that are there", str(damage), kept=True)
         chosen = sampling.frame_windows(len(frames), windows, num_frames)
         shown = np.unique(chosen[chosen >= 0])
         places = np.where(chosen >= 0, np.searchsorted(shown, chosen), -1)

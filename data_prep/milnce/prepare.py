@@ -59,6 +59,7 @@ def retrieval(arguments: argparse.Namespace) -> None:
         arguments.csv
     )
     protocol = {name: getattr(arguments, name) for name in ("windows", "num_frames", "fps", "size")}
+    protocol["strict"] = arguments.strict
     make = functools.partial(retrieval_records, video_root=arguments.videos, **protocol)
     split = {"youcook2": "validation"}.get(arguments.command, "test")
     protocol = {"kind": "milnce_retrieval", **protocol}
@@ -69,7 +70,7 @@ def retrieval(arguments: argparse.Namespace) -> None:
 def classification(arguments: argparse.Namespace) -> None:
     """A classification set."""
     items = hmdb51_items(arguments.csv)
-    protocol = {name: getattr(arguments, name) for name in ("windows", "num_frames", "size")}
+    protocol = {name: getattr(arguments, name) for name in ("windows", "num_frames", "size", "strict")}
     make = functools.partial(classification_records, video_root=arguments.videos, **protocol)
     classes = sorted({item["label"] for item in items})
     protocol = {"kind": "milnce_classification", **protocol, "classes": classes}
@@ -142,6 +143,7 @@ def _add_commands(commands: Commands) -> None:
         evaluation.add_argument("--num_frames", type=int, default=16)
         evaluation.add_argument("--fps", type=int, default=5)
         evaluation.add_argument("--size", type=int, default=224)
+        _add_strict(evaluation)
         evaluation.set_defaults(run=retrieval)
     labelled = commands.add_parser("hmdb51", help="a classification set")
     shards.add_arguments(labelled, num_shards=16)
@@ -150,6 +152,7 @@ def _add_commands(commands: Commands) -> None:
     labelled.add_argument("--windows", type=int, default=10, help="clips per video")
     labelled.add_argument("--num_frames", type=int, default=16)
     labelled.add_argument("--size", type=int, default=224)
+    _add_strict(labelled)
     labelled.set_defaults(run=classification)
     words = commands.add_parser("vocabulary", help="a word list")
     words.add_argument("--list", required=True, type=Path, help="csv with the column video_path")
@@ -157,3 +160,9 @@ def _add_commands(commands: Commands) -> None:
     words.add_argument("--output", required=True, type=Path, help="file to write, .npy")
     words.add_argument("--rows", type=int, default=66250, help="rows of the word table, padding included")
     words.set_defaults(run=vocabulary)
+
+
+def _add_strict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--strict", action="store_true", help="leave damaged videos out (default: what is missing is black, and listed)"
+    )

@@ -53,17 +53,19 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """An item that gives no record, and why.
+    """An item that gives no record, or one that is to be known about, and why.
 
     Attributes:
       item: Its name.
       reason: A few words, the same for all items alike.
       detail: What was found.
+      kept: Whether the item gives its record all the same.
     """
 
     item: str
     reason: str
     detail: str = ""
+    kept: bool = False
 
 
 def shard_path(directory: Path, name: str, split: str, index: int, count: int) -> Path:
@@ -107,15 +109,16 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Itera
 
 
 def read_skipped(records: Path) -> list[Skip]:
-    """The items that a finished shard left out."""
-    rows = csv.reader(io.StringIO(skipped_path(records).read_text(encoding="utf-8")))
-    return [Skip(*row) for row in rows][1:]
+    """Return the items that a finished shard left out or remarked on."""
+    rows = csv.DictReader(io.StringIO(skipped_path(records).read_text(encoding="utf-8")))
+    return [Skip(row["item"], row["reason"], row["detail"], row.get("kept") == "yes") for row in rows]
 
 
 def _csv(skipped: Iterable[Skip]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([("item", "reason", "detail"), *map(dataclasses.astuple, skipped)])
+    rows = [(skip.item, skip.reason, skip.detail, "yes" if skip.kept else "no") for skip in skipped]
+    writer.writerows([("item", "reason", "detail", "kept"), *rows])
     return text.getvalue().encode()
 
 
@@ -148,7 +151,8 @@ def finalize(
     """Checks that every shard of a split is there and writes the metadata and `skipped.csv`.
 
     Returns:
-      Numbers of `records`, `groups` and `bytes`, and `skipped`, how many items for each reason.
+      Numbers of `records`, `groups` and `bytes`, and `skipped` and `remarked`, how many items were left out for each
+      reason, and how many were kept in spite of one.
 
     Raises:
       DataError: listing shards that are missing, where the split holds no record, or where the folder belongs to
@@ -193,8 +197,11 @@ def finalize(
     write_json(directory / PROTOCOL, {**new, "splits": splits})
     for left in directory.glob(f"{name}-{split}.*.tmp"):
         left.unlink(missing_ok=True)
-    reasons = collections.Counter(skip.reason for skip in skipped)
-    return {"records": sum(records), "groups": sum(groups), "bytes": size, "skipped": dict(reasons)}
+    reasons = {
+        kind: dict(collections.Counter(skip.reason for skip in skipped if skip.kept == kept))
+        for kind, kept in (("skipped", False), ("remarked", True))
+    }
+    return {"records": sum(records), "groups": sum(groups), "bytes": size, **reasons}
 
 
 def _ranges(numbers: list[int], most: int = 30) -> str:

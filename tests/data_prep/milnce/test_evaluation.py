@@ -85,6 +85,7 @@ def test_protocol_and_what_is_left_out(made):
         "windows": 3,
         "num_frames": 8,
         "size": 24,
+        "strict": False,
         "classes": ["a_test", "cart_wheel", "wave"],
     }
     with open(made / "made" / "skipped.csv", newline="") as file:

@@ -280,9 +280,10 @@ def test_read_rows_takes_what_csv_files_hold(tmp_path):
     assert tables.read_rows(path, ("a", "b")) == [{"b": "1, 2", "a": "x\ny"}, {"b": "3", "a": "é\u2028\x85"}]
 
 
-def retrieval(command, folder, output):
+def retrieval(command, folder, output, *arguments):
     inputs = ["--csv", folder / "list.csv", "--videos", folder, "--output", output]
-    milnce.main([command, *map(str, inputs), *"--num_shards 2 --windows 3 --num_frames 4 --size 16".split()])
+    sizes = "--num_shards 2 --windows 3 --num_frames 4 --size 16".split()
+    milnce.main([command, *map(str, inputs), *sizes, *arguments])
 
 
 def test_youcook2(tmp_path, capsys):
@@ -306,6 +307,47 @@ def test_youcook2(tmp_path, capsys):
     np.testing.assert_array_equal([tf.io.decode_png(frame).numpy() for frame in two["frames"][4:8]], read_clip)
     assert "1 x missing" in capsys.readouterr().out
     assert list(skipped(tmp_path / "made")) == ["three 2.0-3.0"]
+
+
+def test_a_cut_video_is_padded_with_black_and_listed(tmp_path, capsys):
+    """The reference reads what is there; `--strict` leaves such videos out."""
+    write_video(tmp_path / "whole.mkv", grey(120), 12)
+    content = (tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    rows = [["video_path", "start", "end", "text"], ["whole.mkv", 0, 10, "all"], ["cut.mkv", 0, 10, "half"]]
+    write_rows(tmp_path / "list.csv", rows)
+    retrieval("segments", tmp_path, tmp_path / "made")
+    whole, cut = read(tmp_path / "made", RETRIEVAL_FEATURES, "test")
+    shown = [[tf.io.decode_png(frame).numpy() for frame in item["frames"]] for item in (whole, cut)]
+    np.testing.assert_array_equal(shown[0][:4], shown[1][:4])
+    assert np.min(shown[0]) > 0
+    assert not np.any(shown[1][8:])
+    (listed,) = skipped(tmp_path / "made").values()
+    assert (listed["item"], listed["kept"]) == ("cut.mkv 0.0-10.0", "yes")
+    assert listed["reason"] == "truncated, black where frames are missing"
+    output = capsys.readouterr().out
+    assert "2 items, 2 kept as 2 records" in output
+    assert "1 kept, but truncated, black where frames are missing" in output
+
+    retrieval("segments", tmp_path, tmp_path / "strict", "--strict")
+    assert len(read(tmp_path / "strict", RETRIEVAL_FEATURES, "test")) == 1
+    (listed,) = skipped(tmp_path / "strict").values()
+    assert (listed["reason"], listed["kept"]) == ("truncated", "no")
+
+
+def test_stretches_that_cannot_be_are_no_queries(tmp_path):
+    write_video(tmp_path / "a.mp4", grey(60), 12)  # five seconds
+    times = {"fine": (1, 9), "backwards": (3, 2), "nothing": (2, 2), "late": (5.5, 6)}
+    rows = [["a.mp4", *pair, name] for name, pair in times.items()]
+    write_rows(tmp_path / "list.csv", [["video_path", "start", "end", "text"], *rows])
+    retrieval("segments", tmp_path, tmp_path / "made")
+    assert [item["text"] for item in read(tmp_path / "made", RETRIEVAL_FEATURES, "test")] == [b"fine"]
+    reasons = {item: row["reason"] for item, row in skipped(tmp_path / "made").items()}
+    assert reasons == {
+        "a.mp4 3.0-2.0": "end before start",
+        "a.mp4 2.0-2.0": "zero length",
+        "a.mp4 5.5-6.0": "beyond the video",
+    }
 
 
 def test_msrvtt(tmp_path):
