@@ -4,6 +4,7 @@ import argparse
 import csv
 import os
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -72,8 +73,15 @@ def compile_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "vlm_jax" / "compiled"))
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """Print what is meant for the user as one line; what libraries tell their programmers stays unsaid."""
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a command; an error meant for the user is one line and exit status 1."""
+    warnings.showwarning = _show_warning
     try:
         main()
     except (UserError, OSError) as error:

@@ -72,13 +72,21 @@ def test_a_caller_may_ask_for_the_loaders_way(case, model):
     np.testing.assert_allclose(model.encode_text(lower, lower_case=False), raw, rtol=1e-5, atol=1e-6)
 
 
+def test_words_that_are_lost_are_named(model):
+    with pytest.warns(UserWarning, match=r"1 of 2 words are not in .*s3d_dict.npy and are dropped \(blorp\)"):
+        model.encode_text(["cut blorp"])
+    with pytest.warns(UserWarning, match=r"1 of 1 sentences have no known word, so their embedding says nothing"):
+        model.encode_text(["blorp"])
+
+
 def test_evaluation_reads_captions_the_loaders_way(converted):
     config = json.loads((converted / "converted" / "config.json").read_text())
     text = config["text"]
-    assert (text["lower_case"], text["max_words_raw"], text["max_words_retrieval"]) == (True, 16, 30)
+    assert (text["lower_case"], text["max_words_retrieval"]) == (False, 30)
+    assert (text["lower_case_raw"], text["max_words_raw"]) == (True, 16)
 
 
 def test_a_training_checkpoint_keeps_capitals(case):
     source = dict.fromkeys(("fc.weight", "text_module.fc1.weight", "text_module.word_embd.weight"), np.zeros((2, 3)))
     plain = model_options(source | {"conv1.conv1.weight": np.zeros((64, 3, 3, 7, 7))})
-    assert not {"lower_case", "max_words_raw"} & plain["text"].keys()
+    assert not {"lower_case", "lower_case_raw", "max_words_raw"} & plain["text"].keys()

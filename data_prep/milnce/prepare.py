@@ -34,7 +34,7 @@ from data_prep.milnce.evaluation import (
 from data_prep.milnce.narrated import Segments, read_captions, training_records
 from data_prep.tables import read_rows
 from vlm_jax.errors import DataError
-from vlm_jax.files import write_atomically
+from vlm_jax.files import write_atomically, write_json
 from vlm_jax.systems.milnce.data import FORMATS
 from vlm_jax.systems.milnce.evaluation_data import CLASSIFICATION_FEATURES, RETRIEVAL_FEATURES
 from vlm_jax.text import word_list
@@ -94,7 +94,9 @@ def vocabulary(arguments: argparse.Namespace) -> None:
             except DataError as error:
                 skipped.append(str(error))
 
-    words = word_list.build(sentences(), arguments.rows - 1)
+    lower = not arguments.keep_case
+    counts = word_list.count_words(sentences(), lower=lower)
+    words = word_list.most_frequent(counts, arguments.rows - 1)
     if not len(words):
         raise DataError(f"{arguments.captions}: no words in the captions of {arguments.list}")
     padded = np.concatenate([words, [f"<unused {n}>" for n in range(arguments.rows - 1 - len(words))]])
@@ -102,7 +104,10 @@ def vocabulary(arguments: argparse.Namespace) -> None:
     np.save(buffer, padded.astype(np.str_))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.output, buffer.getvalue())
+    write_json(word_list.settings_path(arguments.output), {"lower_case": lower})
+    covered = sum(counts[word] for word in words)
     print(f"{arguments.output}: {len(words)} words, for config.text.rows = {arguments.rows}")
+    print(f"  they are {100 * covered / counts.total():.1f} % of the {counts.total()} words of the captions")
     if skipped:
         print(f"  {len(skipped)} caption files skipped, such as {skipped[0]}")
 
@@ -159,6 +164,7 @@ def _add_commands(commands: Commands) -> None:
     words.add_argument("--captions", required=True, type=Path, help="folder with a csv per video")
     words.add_argument("--output", required=True, type=Path, help="file to write, .npy")
     words.add_argument("--rows", type=int, default=66250, help="rows of the word table, padding included")
+    words.add_argument("--keep_case", action="store_true", help="tell capitals apart (default: all in lower case)")
     words.set_defaults(run=vocabulary)
 
 

@@ -72,10 +72,11 @@ def test_lists_that_cannot_be_used(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
-def test_build_orders_by_frequency_then_alphabet(tmp_path):
-    built = word_list.build(["b a b", "c a b d", float("nan")])
+def test_the_most_frequent_words_come_first_then_the_alphabet(tmp_path):
+    counts = word_list.count_words(["b a b", "c a b d", float("nan")])
+    built = word_list.most_frequent(counts, 9)
     assert built.tolist() == ["b", "a", "c", "d", "nan"]
-    assert word_list.build(["b a b", "c a b d"], 2).tolist() == ["b", "a"]
+    assert word_list.most_frequent(counts, 2).tolist() == ["b", "a"]
     np.save(tmp_path / "words.npy", built)
     assert word_list.load(tmp_path / "words.npy", 6)["nan"] == 5
 
@@ -84,3 +85,32 @@ def test_an_empty_file_is_one_line(tmp_path):
     (tmp_path / "empty.npy").touch()
     with pytest.raises(word_list.VocabularyError, match=r"empty\.npy: not a \.npy array of strings"):
         word_list.load(tmp_path / "empty.npy", 3)
+
+
+def test_words_are_counted_in_lower_case_unless_case_is_kept():
+    assert word_list.count_words(["Cut the onion", "CUT it"]) == {"cut": 2, "the": 1, "onion": 1, "it": 1}
+    assert word_list.count_words(["Cut cut"], lower=False) == {"Cut": 1, "cut": 1}
+
+
+def test_what_a_list_lacks_is_counted_and_named():
+    found = word_list.cover(["cut the Onion", "Cut blorp blorp", "", "zing"], VOCABULARY)
+    assert (found.sentences, found.words, dict(found.unknown)) == (4, 7, {"Cut": 1, "blorp": 2, "zing": 1})
+    assert found.empty == ["Cut blorp blorp", "", "zing"]
+    assert found.describe("words.npy") == (
+        "4 of 7 words are not in words.npy and are dropped (blorp, Cut, zing); 3 of 4 sentences have no known word, so "
+        "their embedding says nothing, such as 'Cut blorp blorp'"
+    )
+    assert word_list.cover(["cut it's"], VOCABULARY).describe("words.npy") == ""
+    assert not word_list.cover(["CUT"], VOCABULARY, lower=True).unknown
+
+
+def test_a_list_says_whether_sentences_are_lower_cased(tmp_path):
+    assert word_list.lower_cases(tmp_path / "words.npy") is None
+    assert word_list.lower_cases("") is None
+    for content, expected in (('{"lower_case": true}', True), ('{"lower_case": false}', False)):
+        (tmp_path / "words.json").write_text(content)
+        assert word_list.lower_cases(tmp_path / "words.npy") is expected
+    for content in ("", "[]", '{"lower_case": 1}'):
+        (tmp_path / "words.json").write_text(content)
+        with pytest.raises(word_list.VocabularyError, match=r"words\.json: expected an object with 'lower_case'"):
+            word_list.lower_cases(tmp_path / "words.npy")

@@ -5,13 +5,14 @@ import functools
 import itertools
 import traceback
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from vlm_jax.data import records
 from vlm_jax.data.order import Place
@@ -235,3 +236,49 @@ def _find_undecodable(examples: RecordExamples, places: Iterable[RecordReference
         except Exception:
             return None  # no matter of the data: the first error stands
     return None
+
+
+def read_features(split: Split, features: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield some features of every record of a split, in order; the bytes of all others are not read.
+
+    Args:
+      split: Whose records.
+      features: TFDS features by name.
+
+    Raises:
+      DataError: where there is no undamaged record.
+    """
+    wanted = tfds.features.FeaturesDict(features)
+    for number, path in enumerate(split.paths):
+        with open(path, "rb") as file:
+            for offset in split.index(number)["offset"]:
+                yield wanted.deserialize_example_np(_read_parts(file, path, int(offset), features))
+
+
+def _read_parts(file: BinaryIO, path: Path, offset: int, names: Container[str]) -> bytes:
+    """Return a serialised example with some of its features alone.
+
+    A TFRecord frames an example with 12 bytes before it; an example is one field, its features, and each of those is
+    one field of a map whose key comes first: tag, length, content (protocol buffers' wire format).
+    """
+
+    def enter() -> int:
+        """Step into the field that begins here, and return where it ends."""
+        tag, length, shift = file.read(1), 0, 0
+        while tag == b"\n":
+            (byte,) = file.read(1) or b"\0"
+            length |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return file.tell() + length
+        raise DataError(f"{path}: no undamaged record at byte {offset}; delete the shard and run the preparation again")
+
+    file.seek(offset + 12)
+    end, kept = enter(), tf.train.Example()
+    while file.tell() < end:
+        begin, last = file.tell(), enter()
+        if file.read(enter() - file.tell()).decode() in names:
+            file.seek(begin)
+            kept.features.MergeFromString(file.read(last - begin))
+        file.seek(last)
+    return kept.SerializeToString()

@@ -4,6 +4,8 @@ Source: antoine77340/MIL-NCE_HowTo100M, howto100m_loader.py and youcook_loader.p
 """
 
 import collections
+import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,9 +28,10 @@ def words(sentence: object) -> list[str]:
 
 
 def encode(sentence: object, vocabulary: Mapping[str, int], length: int, *, lower: bool = False) -> np.ndarray:
-    """Ids `[length]` of the first known words, padded with 0 at the end.
+    """Return the ids `[length]` of the first known words, padded with 0 at the end.
 
-    Only the released model's raw-text path sets `lower`; the loaders take captions as they are.
+    The reference's loaders take captions as they are; its released model lower-cases sentences (`lower`), and so does
+    everything that reads a word list made here.
     """
     known = [vocabulary[word] for word in words(str(sentence).lower() if lower else sentence) if word in vocabulary]
     ids = np.zeros(length, np.int32)
@@ -68,8 +71,79 @@ def load(path: str | Path, rows: int) -> dict[str, int]:
     return vocabulary
 
 
-def build(sentences: Iterable[object], size: int | None = None) -> np.ndarray:
-    """A word list of the most frequent words, ties in alphabetical order, as `np.save` writes and `load` reads."""
-    counts = collections.Counter(word for sentence in sentences for word in words(sentence))
+def count_words(sentences: Iterable[object], *, lower: bool = True) -> collections.Counter[str]:
+    """Count the words of sentences, lower-cased or as they are."""
+    texts = (str(sentence).lower() if lower else sentence for sentence in sentences)
+    return collections.Counter(word for text in texts for word in words(text))
+
+
+def most_frequent(counts: Mapping[str, int], size: int) -> np.ndarray:
+    """Return the words that occur most, ties in alphabetical order, as `np.save` writes and `load` reads them."""
     ordered = sorted(counts, key=lambda word: (-counts[word], word))
     return np.array(ordered[:size], dtype=np.str_)
+
+
+def settings_path(path: str | Path) -> Path:
+    """Return the path of what a word list says about itself: `words.json` for `words.npy`."""
+    return Path(path).with_suffix(".json")
+
+
+def lower_cases(path: str | Path) -> bool | None:
+    """Return whether sentences are lower-cased for a word list; None for a list that does not say so.
+
+    Raises:
+      VocabularyError: where what it says cannot be read.
+    """
+    if not path or not (settings := settings_path(path)).is_file():
+        return None
+    try:
+        found = json.loads(settings.read_text(encoding="utf-8"))["lower_case"]
+    except (OSError, ValueError, KeyError, TypeError):
+        found = None
+    if not isinstance(found, bool):
+        raise VocabularyError(f"{settings}: expected an object with 'lower_case', true or false")
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """What a word list has of some sentences.
+
+    Attributes:
+      sentences: Number of sentences.
+      words: Number of their words.
+      unknown: Words that the list lacks, with the number of times that each occurs.
+      empty: Sentences without any known word.
+    """
+
+    sentences: int
+    words: int
+    unknown: collections.Counter[str]
+    empty: list[str]
+
+    def describe(self, path: str | Path) -> str:
+        """Return one line on what is lost; '' where nothing is."""
+        lost = self.unknown.total()
+        if not lost and not self.empty:
+            return ""
+        examples = ", ".join(word for word, _ in self.unknown.most_common(3))
+        line = f"{lost} of {self.words} words are not in {path} and are dropped" + (f" ({examples})" if lost else "")
+        if self.empty:
+            line += (
+                f"; {len(self.empty)} of {self.sentences} sentences have no known word, so their embedding says "
+                f"nothing, such as {self.empty[0][:60]!r}"
+            )
+        return line
+
+
+def cover(sentences: Iterable[object], vocabulary: Mapping[str, int], *, lower: bool = False) -> Coverage:
+    """Count what a word list has of sentences."""
+    count, total, unknown, empty = 0, 0, collections.Counter[str](), []
+    for sentence in sentences:
+        found = words(str(sentence).lower() if lower else sentence)
+        lost = [word for word in found if word not in vocabulary]
+        count, total = count + 1, total + len(found)
+        unknown.update(lost)
+        if len(lost) == len(found):
+            empty.append(str(sentence))
+    return Coverage(count, total, unknown, empty)

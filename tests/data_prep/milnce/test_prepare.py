@@ -367,11 +367,20 @@ def test_vocabulary(hostile, tmp_path, capsys):
     milnce.main(["vocabulary", *map(str, inputs), "--rows", "14"])
     vocabulary = word_list.load(tmp_path / "made" / "words", 14)
     assert list(vocabulary)[:2] == ["a", "b"]
-    assert {"nan", "naïve", "日本語", "not", "NA", "separator"} <= set(vocabulary)
+    assert {"nan", "naïve", "日本語", "not", "na", "separator"} <= set(vocabulary)
+    assert word_list.lower_cases(tmp_path / "made" / "words")
     assert list(vocabulary)[-2:] == ["<unused 0>", "<unused 1>"]
     output = capsys.readouterr().out
     assert "11 words, for config.text.rows = 14" in output
+    assert "they are 100.0 % of the" in output
     assert "8 caption files skipped, such as" in output
+
+
+def test_a_vocabulary_that_keeps_case(hostile, tmp_path):
+    inputs = ["--list", hostile / "list.csv", "--captions", hostile, "--output", tmp_path / "words.npy"]
+    milnce.main(["vocabulary", *map(str, inputs), "--rows", "14", "--keep_case"])
+    assert "NA" in word_list.load(tmp_path / "words.npy", 14)
+    assert word_list.lower_cases(tmp_path / "words.npy") is False
 
 
 def test_a_vocabulary_without_words(tmp_path):

@@ -9,10 +9,12 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data_prep.milnce import prepare as preparation
+from vlm_jax import config as configs
 from vlm_jax.data import records
 from vlm_jax.data.record_examples import Split
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce import captions
+from vlm_jax.systems.milnce import config as milnce_config
 from vlm_jax.systems.milnce import data as milnce
 from vlm_jax.systems.milnce import evaluation_data as milnce_evaluation
 from vlm_jax.systems.milnce.data import TRAINING_FEATURES, Clips
@@ -381,3 +383,25 @@ def test_records_of_another_kind(segments):
     protocol = {"windows": 2, "num_frames": 4, "fps": 5, "size": 32, "max_words": 5}
     with pytest.raises(DataError, match="kind = 'milnce_training', the config asks for 'milnce_retrieval'"):
         milnce_evaluation.retrieval_pipeline(segments, "train", **protocol, vocabulary={}, shard=DataShard())
+
+
+def test_captions_are_lower_cased_where_the_word_list_says_so(tmp_path):
+    record = {"caption_start": np.zeros(1), "caption_end": np.ones(1), "caption_text": np.array([b"W0 SHARED w1"])}
+    record |= {"seek_first": 0, "seek_last": 5, "start": 0, "caption_first": 0, "caption_total": 1}
+    for lower_case, expected in ((False, [3, 0, 0, 0]), (True, [2, 1, 3, 0])):
+        clips = dataclasses.replace(CLIPS, lower_case=lower_case)
+        ids = milnce.draw_clip(clips, VOCABULARY, record, np.random.default_rng(0))[0]
+        assert ids.tolist() == [expected]
+    config = milnce_config.default_config()
+    config.text.vocabulary = str(tmp_path / "words.npy")
+    configs.describe(config)
+    assert config.text.lower_case is False
+    (tmp_path / "words.json").write_text('{"lower_case": true}')
+    configs.describe(config)
+    assert config.text.lower_case is True
+
+
+def test_the_first_captions_are_read_without_frames(whole, segments):
+    assert milnce.first_captions(whole) == TEXTS
+    assert set(milnce.first_captions(segments)) == set(TEXTS)
+    assert len(milnce.first_captions(segments, 2)) < len(milnce.first_captions(segments))

@@ -1,8 +1,20 @@
 """The keys of a MIL-NCE config, with the published sizes and recipe (300 epochs, global batch 1024, 16 processes)."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from vlm_jax.config import base_config
+from vlm_jax.text import word_list
+
+DESCRIBED = ("text.lower_case",)
+"""Keys that the word list decides."""
+
+
+def describe(config: ConfigDict) -> dict[str, Any]:
+    """Return what the word list says about itself, by config key."""
+    found = word_list.lower_cases(config.text.vocabulary)
+    return {} if found is None else {"text.lower_case": found}
 
 
 def default_config() -> ConfigDict:
@@ -39,8 +51,10 @@ def default_config() -> ConfigDict:
             "word_dim": 300,
             "max_words": 20,
             "max_words_retrieval": 30,
-            # Of sentences given to a predictor; the released model's own are True and 16.
+            # Lower-case text before its words are looked up: what the word list says of itself, if it does.
             "lower_case": False,
+            # Of sentences given to a predictor; the released model's own are True and 16.
+            "lower_case_raw": False,
             "max_words_raw": 30,
         }
     )

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from vlm_jax.data import images
 from vlm_jax.data.pipeline import TrainPipeline
 from vlm_jax.data.protocol import check_protocol
-from vlm_jax.data.record_examples import RecordExamples, RecordSource, Split
+from vlm_jax.data.record_examples import RecordExamples, RecordSource, Split, read_features
 from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce import captions
 from vlm_jax.text import word_list
@@ -59,6 +59,7 @@ class Clips:
       crop_only: Crop from the frame as it is; else the largest square, scaled.
       center_crop: Crop in the middle.
       random_flip: Mirror every second clip.
+      lower_case: Lower-case captions before their words are looked up.
     """
 
     num_frames: int
@@ -70,6 +71,7 @@ class Clips:
     crop_only: bool
     center_crop: bool
     random_flip: bool
+    lower_case: bool = False
 
     @property
     def seconds(self) -> float:
@@ -119,7 +121,10 @@ def draw_clip(
     padded_start, padded_end = np.full(total, np.nan), np.full(total, np.nan)
     padded_start[offset : offset + len(start)], padded_end[offset : offset + len(end)] = start, end
     bag = captions.candidates(padded_start, padded_end, offset + caption, clips.num_candidates)
-    ids = [word_list.encode(texts[number - offset].decode(), vocabulary, clips.max_words) for number in bag]
+    ids = [
+        word_list.encode(texts[number - offset].decode(), vocabulary, clips.max_words, lower=clips.lower_case)
+        for number in bag
+    ]
     return np.stack(ids), (seek - int(record["start"])) * clips.fps, float(u), float(w), flip
 
 
@@ -133,6 +138,16 @@ def records_format(split: Split) -> str:
     if form not in FORMATS:
         raise DataError(f"data {split.directory}: format = {form!r} is not one of {', '.join(FORMATS)}")
     return form
+
+
+def first_captions(directory: str, most: int = 1000) -> list[str]:
+    """Return the captions of the first training records, at least `most` if there are as many; no frames are read."""
+    found: list[str] = []
+    for record in read_features(Split(directory, "train"), {"caption_text": _SEGMENT["caption_text"]}):
+        found += [text.decode() for text in record["caption_text"]]
+        if len(found) >= most:
+            break
+    return found
 
 
 def read_training(serialised: tf.Tensor, form: str) -> dict[str, tf.Tensor]:

@@ -2,8 +2,6 @@
 
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import tensorflow as tf
@@ -12,8 +10,7 @@ import tensorflow_datasets as tfds
 from vlm_jax.data import images
 from vlm_jax.data.pipeline import EvaluationPipeline
 from vlm_jax.data.protocol import check_protocol
-from vlm_jax.data.record_examples import RecordExamples, RecordSource, Split
-from vlm_jax.errors import DataError
+from vlm_jax.data.record_examples import RecordExamples, RecordSource, Split, read_features
 from vlm_jax.systems.milnce.data import SECOND, SECONDS
 from vlm_jax.text import word_list
 from vlm_jax.types import DataShard
@@ -54,10 +51,11 @@ def retrieval_pipeline(
     vocabulary: Mapping[str, int],
     shard: DataShard,
     frame_order: str = "filmed",
+    lower_case: bool = False,
 ) -> EvaluationPipeline:
-    """Batches of `video` uint8 `[B, W, T, S, S, 3]`, `text` int32 `[B, L]`, and what names an item.
+    """Return batches of `video` uint8 `[B, W, T, S, S, 3]` and `text` int32 `[B, L]`.
 
-    `frame_order` is filmed, shuffled or reversed.
+    `frame_order` is filmed, shuffled or reversed; `lower_case` lower-cases captions before words are looked up.
 
     Raises:
       DataError: where the records were prepared for another protocol.
@@ -67,7 +65,7 @@ def retrieval_pipeline(
     check_protocol(directory, split.protocol, wanted)
 
     def encode(text: bytes) -> np.ndarray:
-        return word_list.encode(text.decode(), vocabulary, max_words)
+        return word_list.encode(text.decode(), vocabulary, max_words, lower=lower_case)
 
     def decode(serialised: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
         del seed
@@ -96,61 +94,21 @@ def frame_numbers(order: str, windows: int, num_frames: int, item: bytes) -> np.
 
 
 def retrieval_items(directory: str, split_name: str) -> list[dict[str, object]]:
-    """What each item of a retrieval set is, in order: `video_id`, `text`, `start`, `end`, `clip_starts`.
+    """Return what each item of a retrieval set is, in order: `video_id`, `text`, `start`, `end`, `clip_starts`.
 
-    The frames, nearly all of a set's bytes, are stepped over.
+    The frames, nearly all of a set's bytes, are not read.
     """
-    split = Split(directory, split_name)
-    features = tfds.features.FeaturesDict(
-        {key: RETRIEVAL_FEATURES[key] for key in RETRIEVAL_FEATURES if key != "frames"}
-    )
-    items = []
-    for number, path in enumerate(split.paths):
-        with open(path, "rb") as file:
-            for offset in split.index(number)["offset"]:
-                record = features.deserialize_example_np(_without(file, path, int(offset), b"frames"))
-                items.append(
-                    {
-                        "video_id": record["video_id"].decode(),
-                        "text": record["text"].decode(),
-                        "start": float(record["start"]),
-                        "end": float(record["end"]),
-                        "clip_starts": record["clip_starts"].tolist(),
-                    }
-                )
-    return items
-
-
-def _without(file: BinaryIO, path: Path, offset: int, name: bytes) -> bytes:
-    """A serialised example without one of its features, whose bytes are not read.
-
-    A TFRecord frames an example with 12 bytes before it; an example is one field, its features, and each of those is
-    one field of a map whose key comes first: tag, length, content (protocol buffers' wire format).
-
-    Raises:
-      DataError: where there is no such example.
-    """
-
-    def enter() -> int:
-        """Steps into the field that begins here; returns where it ends."""
-        tag, length, shift = file.read(1), 0, 0
-        while tag == b"\n":
-            (byte,) = file.read(1) or b"\0"
-            length |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return file.tell() + length
-        raise DataError(f"{path}: no undamaged record at byte {offset}; delete the shard and run the preparation again")
-
-    file.seek(offset + 12)
-    end, kept = enter(), tf.train.Example()
-    while file.tell() < end:
-        begin, last = file.tell(), enter()
-        if file.read(enter() - file.tell()) != name:
-            file.seek(begin)
-            kept.features.MergeFromString(file.read(last - begin))
-        file.seek(last)
-    return kept.SerializeToString()
+    features = {key: RETRIEVAL_FEATURES[key] for key in RETRIEVAL_FEATURES if key != "frames"}
+    return [
+        {
+            "video_id": record["video_id"].decode(),
+            "text": record["text"].decode(),
+            "start": float(record["start"]),
+            "end": float(record["end"]),
+            "clip_starts": record["clip_starts"].tolist(),
+        }
+        for record in read_features(Split(directory, split_name), features)
+    ]
 
 
 def classification_pipeline(

@@ -66,7 +66,7 @@ def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]
         raise ConversionError(f"{STEM}: expected (C, 3, 3, 7, 7) or (C, 24, 2, 4, 4), found {kernel}")
     rows, word_dim = source[TABLE].shape
     released = stems[kernel[1:]]
-    sentences = {"lower_case": True, "max_words_raw": 16} if released else {}
+    sentences = {"lower_case_raw": True, "max_words_raw": 16} if released else {}
     return {
         "model": {
             "space_to_depth": released,

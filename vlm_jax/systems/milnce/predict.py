@@ -1,6 +1,7 @@
 """MIL-NCE's predictor: embeddings of clips and sentences, features of whole videos and of words."""
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -117,11 +118,11 @@ class MilNcePredictor(Predictor):
     def encode_text(
         self, sentences: Sequence[str], *, lower_case: bool | None = None, max_words: int | None = None
     ) -> np.ndarray:
-        """Embed sentences: `[N, D]`. Words that the word list does not have are dropped.
+        """Embed sentences: `[N, D]`. Words that the word list does not have are dropped, with a warning.
 
         Args:
           sentences: As a person writes them.
-          lower_case: Whether they are lower-cased first; `config.text.lower_case` if not given.
+          lower_case: Lower-case them first; as `config.text` says if not given.
           max_words: How many known words of each are kept; `config.text.max_words_raw` if not given.
 
         Raises:
@@ -141,8 +142,10 @@ class MilNcePredictor(Predictor):
         if isinstance(sentences, str):
             raise ValueError("encode_text: expected a list of sentences, found one string")
         text, vocabulary = self.config.text, self._words()
-        lower = text.lower_case if lower_case is None else lower_case
+        lower = self._lower_cases if lower_case is None else lower_case
         length = max_words or text.max_words_raw
+        if lost := word_list.cover(sentences, vocabulary, lower=lower).describe(text.vocabulary):
+            warnings.warn(f"encode_text: {lost}", stacklevel=3)
         return np.stack([word_list.encode(sentence, vocabulary, length, lower=lower) for sentence in sentences])
 
     def text_features(self, sentences: Mapping[str, str], layer: str = "sentence") -> EncodedText:
@@ -177,10 +180,15 @@ class MilNcePredictor(Predictor):
             dim=vectors[known[0]].shape[-1],
             fingerprint=self.fingerprint(),
             vocabulary=hashlib.sha256("\n".join(self._words()).encode()).hexdigest(),
-            lower_case=text.lower_case,
+            lower_case=self._lower_cases,
             max_words=text.max_words_raw,
         )
         return EncodedText(vectors, unknown, settings)
+
+    @property
+    def _lower_cases(self) -> bool:
+        """Return whether sentences given to this predictor are lower-cased."""
+        return self.config.text.lower_case or self.config.text.get("lower_case_raw", False)
 
     def _words(self) -> dict[str, int]:
         if self._vocabulary is None:

@@ -1,7 +1,8 @@
 """MIL-NCE: video and text embeddings from narrated video (Miech et al. 2020)."""
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -67,10 +68,13 @@ def make_task(config: ConfigDict) -> Task:
             return SyntheticPipeline(specs, shard)
         from vlm_jax.systems.milnce import data
 
+        text, words = config.text, vocabulary(config)
+        if shard.index == 0:
+            _warn_of_unknown("the first captions", data.first_captions(config.data.directory), words, config)
         return data.train_pipeline(
             config.data.directory,
-            data.Clips(**config.clips, max_words=config.text.max_words),
-            vocabulary(config),
+            data.Clips(**config.clips, max_words=text.max_words, lower_case=text.lower_case),
+            words,
             shard,
             streams=config.data.streams,
             block=config.data.block,
@@ -135,6 +139,13 @@ def vocabulary(config: ConfigDict) -> dict[str, int]:
     return word_list.load(config.text.vocabulary, config.text.rows)
 
 
+def _warn_of_unknown(what: str, sentences: Sequence[object], words: Mapping[str, int], config: ConfigDict) -> None:
+    """Warn where words of captions are dropped."""
+    lost = word_list.cover(sentences, words, lower=config.text.lower_case).describe(config.text.vocabulary)
+    if lost:
+        warnings.warn(f"{what}: {lost}", stacklevel=2)
+
+
 def _sentences(text: jax.Array) -> jax.Array:
     """`[B, K, L]` -> `[B*K, L]`."""
     return text.reshape(-1, text.shape[-1])
@@ -193,6 +204,10 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
     def data(shard: DataShard) -> Pipeline:
         from vlm_jax.systems.milnce import evaluation_data as data
 
+        words = vocabulary(config)
+        if shard.index == 0:
+            captions = [item["text"] for item in data.retrieval_items(wanted.directory, wanted.split)]
+            _warn_of_unknown(f"captions of {name}", captions, words, config)
         return data.retrieval_pipeline(
             wanted.directory,
             wanted.split,
@@ -201,9 +216,10 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
             clips.fps,
             clips.size,
             config.text.max_words_retrieval,
-            vocabulary(config),
+            words,
             shard,
             wanted.frame_order,
+            config.text.lower_case,
         )
 
     def predict(variables: Variables, batch: Batch) -> Outputs:
@@ -245,6 +261,7 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
             "pooling": "mean of the window embeddings, dot product, no normalisation",
             "ties": "metrics: every position that equals the match's score counts; tie_free: the middle of equals",
             "words": config.text.max_words_retrieval,
+            "lower_case": config.text.lower_case,
         },
     )
 
