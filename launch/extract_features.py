@@ -1,8 +1,8 @@
 """Features of videos: python launch/extract_features.py --checkpoint PATH --videos FOLDER --output DIR [...]
 
-Writes one array `[N, C]` a video, `DIR/RELATIVE/PATH.npy`, one row a window, and `DIR/features.json`, which says how
-they were made; `vlm_jax/features.py` reads both. The same command again makes what is missing. With
---num_shards N, N processes with --shard_index 0 to N-1 share the videos.
+Writes one array `[N, C]` per video, `DIR/RELATIVE/PATH.npy`, one row per window, with its duration beside it, and
+`DIR/features.json`, which says how they were made; `vlm_jax/features.py` reads them. The same command again makes what
+is missing. With --num_shards N, N processes with --shard_index 0 to N-1 share the videos.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from vlm_jax.features import FeatureError, Settings
 from vlm_jax.predictor import Predictor
 from vlm_jax.progress import Progress
 from vlm_jax.train.checkpoint import checkpoint_folder
+from vlm_jax.video import decode
 from vlm_jax.video.decode import VideoError
 
 ENDINGS = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
@@ -96,6 +97,7 @@ def extract(arguments: argparse.Namespace, model: Predictor, settings: Settings,
     with skipped_list(listing) as skip, Progress("extracting", len(videos), start=finished) as progress:
         for name, path in missing.items():
             try:
+                duration = decode.probe(arguments.videos / path).duration
                 features = model.extract(
                     arguments.videos / path,
                     layer=settings.layer,
@@ -111,7 +113,7 @@ def extract(arguments: argparse.Namespace, model: Predictor, settings: Settings,
                 reasons[error.reason] += 1
                 skip.writerow((path, error.reason, error.detail))
             else:
-                feature_files.save(output, name, features.astype(settings.dtype))
+                feature_files.save(output, name, features.astype(settings.dtype), duration)
                 rows += len(features)
             progress.advance(note=path)
     skipped = sum(reasons.values())

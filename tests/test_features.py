@@ -38,7 +38,8 @@ def test_what_is_written_is_read(folder):
     assert settings == SETTINGS
     features = feature_files.load(folder, "kitchen/film.part1", settings)
     assert features.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["features.json", "film.part1.npy"]
+    names = sorted(path.name for path in folder.rglob("*") if path.is_file())
+    assert names == ["features.json", "film.part1.duration.json", "film.part1.npy"]
     stated = json.loads((folder / "features.json").read_text())
     assert stated["row_begins_seconds"] == "row * stride / fps"
     assert stated["row_lasts_seconds"] == 3.2
@@ -96,6 +97,17 @@ def test_many_begin_at_the_same_time(tmp_path):
     assert len(told) == 8
     assert won not in told
     assert [path.name for path in tmp_path.iterdir()] == ["features.json"]
+
+
+def test_a_video_s_duration_lies_beside_its_features(folder):
+    assert feature_files.load_duration(folder, "kitchen/film.part1") == 0
+    feature_files.save(folder, "a.b", np.zeros((2, 3), np.float32), 7.25)
+    assert feature_files.load_duration(folder, "a.b") == 7.25
+    assert feature_files.load_duration(folder, "other") == 0
+    for content in ("", "[]", '{"seconds": -1}', '{"seconds": NaN}', '{"seconds": "long"}'):
+        (folder / "a.b.duration.json").write_text(content)
+        with pytest.raises(FeatureError, match=r"a\.b\.duration\.json: expected an object with 'seconds'"):
+            feature_files.load_duration(folder, "a.b")
 
 
 def test_what_cannot_be_read_is_one_line(folder, tmp_path):

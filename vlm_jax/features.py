@@ -1,7 +1,8 @@
 """Features on disk: one array a video, and what they were made with; numpy only, no TensorFlow.
 
     DIR/features.json               settings of all that lies below
-    DIR/RELATIVE/PATH/OF/VIDEO.npy  [N, C], one row a window
+    DIR/RELATIVE/PATH/OF/VIDEO.npy  [N, C], one row per window
+    DIR/RELATIVE/PATH/OF/VIDEO.duration.json  seconds of the video, beyond which the last window is black
 
 Whoever reads features states what it expects of them, so that a model is never trained on some and used on others.
 """
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vlm_jax.errors import UserError
-from vlm_jax.files import replacing
+from vlm_jax.files import replacing, write_json
 
 SETTINGS = "features.json"
 
@@ -166,12 +167,35 @@ def feature_path(directory: str | Path, name: str) -> Path:
     return Path(directory) / f"{name}.npy"
 
 
-def save(directory: str | Path, name: str, features: np.ndarray) -> None:
-    """Writes the features of one video; the file appears under its name when it is whole."""
+def save(directory: str | Path, name: str, features: np.ndarray, duration: float = 0.0) -> None:
+    """Write the features of one video of `duration` seconds (0: not known); the file appears when it is whole."""
     path = feature_path(directory, name)
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(_duration_path(path), {"seconds": duration})
     with replacing(path) as partial, open(partial, "wb") as file:
         np.save(file, features)
+
+
+def load_duration(directory: str | Path, name: str) -> float:
+    """Return the seconds of a video whose features lie in a folder, 0 where they are not known.
+
+    Raises:
+      FeatureError: where the file that says so is damaged.
+    """
+    path = _duration_path(feature_path(directory, name))
+    try:
+        seconds = json.loads(path.read_text(encoding="utf-8"))["seconds"]
+    except FileNotFoundError:
+        return 0.0
+    except (OSError, ValueError, KeyError, TypeError):
+        seconds = None
+    if not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise FeatureError(f"{path}: expected an object with 'seconds', 0 or more")
+    return float(seconds)
+
+
+def _duration_path(path: Path) -> Path:
+    return path.with_suffix(".duration.json")
 
 
 def load(directory: str | Path, name: str, settings: Settings | None = None) -> np.ndarray:

@@ -106,13 +106,15 @@ def feature_records(
     for item in items:
         try:
             features = feature_files.load(root, item["name"], settings)
+            duration = feature_files.load_duration(root, item["name"])
         except FeatureError as error:
             yield Skip(item["video"], "unreadable", str(error))
             continue
         if not len(features) or not np.isfinite(features).all():
             yield Skip(item["video"], "not finite", f"{len(features)} rows, expected some, all of them finite")
             continue
-        count, spans, means = feature_windows(features, settings, fps, lengths, overlap, item["num_frames"])
+        count = item["num_frames"] or int(duration * fps)
+        count, spans, means = feature_windows(features, settings, fps, lengths, overlap, count)
         if not len(spans):
             yield Skip(item["video"], "shorter than a window", f"{count} frames, windows of {min(lengths)} and more")
             continue

@@ -37,6 +37,7 @@ from vlm_jax.annotations import FORMS
 from vlm_jax.data import feature_store as clips
 from vlm_jax.data.records import Record, Skip
 from vlm_jax.errors import DataError
+from vlm_jax.features import FeatureError
 from vlm_jax.interop.torch_files import TorchFileError
 from vlm_jax.systems.groundnlq import data
 
@@ -107,9 +108,14 @@ def clip_records(names: Sequence[str], *, path: Path, dim: int, dtype: str) -> I
         array = _read(store, name, dim, dtype, lambda array: array)
         if isinstance(array, Skip):
             yield array
-        else:
-            yield Record({"clip": name, "features": array}, group)
-            group += 1
+            continue
+        try:
+            duration = np.float64(store.duration(name))
+        except FeatureError as error:
+            yield Skip(name, "unreadable", str(error))
+            continue
+        yield Record({"clip": name, "features": array, "duration": duration}, group)
+        group += 1
 
 
 def query_records(items: Sequence[Mapping[str, Any]], *, path: Path, dim: int, dtype: str) -> Iterator[Record | Skip]:

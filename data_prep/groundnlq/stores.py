@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlm_jax.errors import DataError
-from vlm_jax.features import SETTINGS, FeatureError, Settings, read_settings
+from vlm_jax.features import SETTINGS, FeatureError, Settings, load_duration, read_settings
 from vlm_jax.interop import torch_files
 from vlm_jax.text_features import TextSettings, TextVectors
 
@@ -43,6 +43,9 @@ class Store(Protocol):
         Raises:
           ValueError: where it cannot be read.
         """
+
+    def duration(self, name: str) -> float:
+        """Return the seconds of the video that an array is of, 0 where they are not known."""
 
 
 def decode(value: bytes, keys: Sequence[str]) -> np.ndarray:
@@ -128,6 +131,10 @@ class _Lmdb:
             value = transaction.get(name.encode())
             return None if value is None else decode(bytes(value), self.keys)
 
+    def duration(self, name: str) -> float:
+        """See `Store.duration`."""
+        return 0.0
+
 
 class _Folder:
     """A file a name; with `features.json` they are launch/extract_features.py's."""
@@ -162,6 +169,10 @@ class _Folder:
             raise ValueError(f"holds a {type(array).__name__}, expected one tensor")
         return array
 
+    def duration(self, name: str) -> float:
+        """See `Store.duration`."""
+        return load_duration(self.path, name)
+
 
 class _Archive:
     """One `.npz` file with an array a name."""
@@ -177,3 +188,7 @@ class _Archive:
     def read(self, name: str) -> np.ndarray | None:
         """See `Store.read`."""
         return self.vectors.get(name)
+
+    def duration(self, name: str) -> float:
+        """See `Store.duration`."""
+        return 0.0

@@ -99,6 +99,8 @@ def test_a_raw_video_is_answered_as_the_prepared_one(prepared, run):
     found = predictor.ground(prepared / "videos" / "film.mp4", list(QUERIES.values()), top_k=3)
     assert [bool(moments) for moments in found] == [True, True, False], "no word of the last sentence is known"
     lines = {line["qid"]: line["seconds"] for line in predictor.predict([{"video": "film"}], 3).lines}
+    assert json.loads((prepared / "features" / "film.duration.json").read_text()) == {"seconds": 9.0}
+    assert all(0 <= moment.start < moment.end <= 9 for moments in found for moment in moments)
     for qid, moments in zip("ab", found, strict=False):
         assert [moment.score for moment in moments] == sorted((moment.score for moment in moments), reverse=True)
         np.testing.assert_allclose(moments, lines[qid], rtol=1e-4, atol=1e-3)

@@ -30,8 +30,9 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def clip_features(dtype: str = "float32") -> tfds.features.FeaturesDict:
-    """A clip: its name and its features `[T, C]`."""
-    return tfds.features.FeaturesDict({"clip": tfds.features.Text(), "features": tensor(None, None, dtype=dtype)})
+    """A clip: its name, its features `[T, C]`, and its seconds, 0 where they are not known."""
+    features = tensor(None, None, dtype=dtype)
+    return tfds.features.FeaturesDict({"clip": tfds.features.Text(), "features": features, "duration": tensor()})
 
 
 def tensor(*shape: int | None, dtype: str = "float64") -> tfds.features.Tensor:
@@ -71,6 +72,7 @@ class FeatureStore:
         self._split = Split(directory, CLIPS)
         check_protocol(directory, self._split.protocol, {"kind": KIND, **wanted})
         self._clips: dict[str, np.ndarray] = {}
+        self._durations: dict[str, float] = {}
 
     def load(self, clips: Iterable[str]) -> None:
         """Reads some clips; raises DataError as `read` does, and for clips that are not there."""
@@ -98,7 +100,7 @@ class FeatureStore:
             features = record["features"].astype(self.dtype, copy=False)
             if not np.isfinite(features.astype(np.float32, copy=False)).all():
                 raise DataError(f"data {self.directory}: clip {clip}: its features hold numbers that are not finite")
-            self._clips[clip] = features
+            self._clips[clip], self._durations[clip] = features, float(record["duration"])
             missing.remove(clip)
         return missing
 
@@ -109,3 +111,8 @@ class FeatureStore:
     def length(self, clip: str) -> int:
         """T."""
         return len(self._clips[clip])
+
+    def duration(self, clip: str) -> float:
+        """Return the seconds of a clip, those that its rows begin in where nothing better is known."""
+        stated = self._split.protocol
+        return self._durations[clip] or self.length(clip) * stated["feature_stride"] / stated["fps"]

@@ -66,6 +66,16 @@ def test_a_window_is_the_mean_of_the_rows_inside_it(tmp_path, features):
     assert config.data.window.to_dict() == {"fps": 20.0, "lengths": [64, 128], "overlap": 0.8}
 
 
+def test_windows_reach_the_end_of_a_film_whose_duration_is_known(tmp_path, features):
+    """The last row holds frames up to the end, and black ones behind it."""
+    feature_files.save(features, "a/long", feature_files.load(features, "a/long"), 49.3)
+    prepare(tmp_path, "--features", features, "--fps=20", "--lengths", 64, 128)
+    (video,) = data.load_windows(str(tmp_path / "windows"), {"a/long"}, spec(features))
+    assert video.num_frames == 986
+    assert sorted(map(tuple, video.spans)) == sorted(map(tuple, sliding_windows(986, (64, 128)).tolist()))
+    assert video.spans.max() > 48 * 20
+
+
 def test_features_made_otherwise_are_refused(tmp_path, features):
     prepare(tmp_path, "--features", features, "--fps=20")
     for changes in ({"video_source": ""}, {"video_source": "mixed_5c:16/8@5:224center:float32:" + "0" * 16}):

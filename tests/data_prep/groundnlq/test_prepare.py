@@ -55,6 +55,8 @@ def test_records_hold_what_the_files_hold(tmp_path, dtype):
         np.testing.assert_allclose(store[query.clip], video, rtol=tolerance)
         np.testing.assert_allclose(query.tokens.astype(np.float32), tokens, rtol=tolerance)
         assert query.duration == store.length(query.clip) * nlq_files.SECONDS
+        # Files that say nothing: as long as their rows begin.
+        assert store.duration(query.clip) == pytest.approx(query.duration)
         assert query.spans.shape == (1, 2)
     assert [len(query.spans) for query in data.load_queries(str(tmp_path / "queries"), "test", SPEC)] == [0] * 3
 
@@ -222,7 +224,7 @@ def test_narrations_become_questions(tmp_path):
 def test_own_annotations_and_own_features(tmp_path):
     settings = Settings("mixed_5c", 16, 8, 4.0, 112, "center", "float32", 4, "0123456789abcdef01", "runs/x")
     write_settings(tmp_path / "own", settings)
-    save(tmp_path / "own", "films/mine", np.ones((5, 4), np.float32))
+    save(tmp_path / "own", "films/mine", np.ones((5, 4), np.float32), 10.0)
     run("features", "--features", tmp_path / "own", "--output", tmp_path / "features", "--num_shards", 1)
     protocol = read_protocol(tmp_path / "features")["protocol"]
     assert {key: protocol[key] for key in ("feature_dim", "feature_stride", "fps")} == {
@@ -237,7 +239,10 @@ def test_own_annotations_and_own_features(tmp_path):
     assert (config.model.video_dim, config.data.feature_stride, config.data.fps) == (4, 8.0, 4.0)
     assert Settings(**config.data.video_features) == settings
     (record,) = read_records(Split(str(tmp_path / "features"), CLIPS), clip_features())
-    assert record["clip"] == b"films/mine"
+    assert (record["clip"], record["duration"]) == (b"films/mine", 10.0)
+    store = FeatureStore(str(tmp_path / "features"), {})
+    store.load(["films/mine"])
+    assert store.duration("films/mine") == 10.0
     line = {"qid": "q", "video": "films/mine", "query": "a door", "duration": 10, "spans": [[1, 2], [4, 5]]}
     (tmp_path / "mine.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line))
     np.savez(tmp_path / "words.npz", q=np.ones((3, 4), np.float32))
@@ -305,7 +310,7 @@ def test_check_finds_what_preparation_would_have_left_out(tmp_path, capsys):
     empty = {"qid": b"q", "duration": 9.0, "spans": np.zeros((0, 2)), "tokens": np.zeros((0, 4))}
     assert [problem.reason for problem in check_query(empty, {"text_dim": 4}, 1)] == ["no tokens"]
     path = shard_path(tmp_path, "features", CLIPS, 0, 1)
-    good = {"clip": "a", "features": np.ones((3, 2), np.float32)}
+    good = {"clip": "a", "features": np.ones((3, 2), np.float32), "duration": np.float64(0)}
     write_shard(path, clip_features(), [Record(good, 0), Record(good, 1)])
     protocol = {"kind": "clip_features", "feature_dim": 2, "dtype": "float32", "feature_stride": 16.0, "fps": 30.0}
     finalize(tmp_path, "features", CLIPS, 1, clip_features(), protocol)

@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from vlm_jax.systems.ctrl.metrics import Answers, correct_counts, predictions_text, results_text, summarize
+from vlm_jax.systems.ctrl.metrics import (
+    Answers,
+    correct_counts,
+    predictions_text,
+    query_line,
+    results_text,
+    summarize,
+)
 
 NONE = [np.nan] * 3
 
@@ -60,3 +67,11 @@ def test_texts():
     assert read == {"version": "VERSION 1.0", "results": {"a.avi": [[0, 1.5, 2.0], [2, 3.0, 4.0]]}, "external_data": {}}
     read = json.loads(results_text({"R@1,IoU=0.5": 0.25, "R@5,IoU=0.5": 0.5, "mIoU": 0.1}))
     assert read["results"] == {"best_R1_IOU5": 0.25, "best_R5_IOU5": 0.5}
+
+
+def test_a_sentence_s_segments_end_with_the_video_where_its_length_is_known():
+    best = np.array([[-5.0, 40, 0.9], [80, 120, 0.8], [101, 130, 0.7], [np.nan, np.nan, np.nan]])
+    line = query_line("q", "v", "text", best, 10, 100)
+    assert line["frames"] == [[0.0, 40.0, 0.9], [80.0, 100.0, 0.8]]
+    assert line["seconds"] == [[0.0, 4.0, 0.9], [8.0, 10.0, 0.8]]
+    assert query_line("q", "v", "text", best, 0)["frames"] == best[:3].tolist()

@@ -153,7 +153,10 @@ def test_evaluation_shows_every_question_once_on_any_number_of_processes(folder,
 def features(folder, dtype="float32", **arrays):
     """A data set of clips that no preparation has looked through."""
     path = shard_path(folder, "features", CLIPS, 0, 1)
-    records = [Record({"clip": name, "features": array}, place) for place, (name, array) in enumerate(arrays.items())]
+    records = [
+        Record({"clip": name, "features": array, "duration": np.float64(0)}, place)
+        for place, (name, array) in enumerate(arrays.items())
+    ]
     write_shard(path, clip_features(dtype), records)
     protocol = {"kind": "clip_features", "feature_dim": nlq_files.WIDTH, "dtype": dtype, "video_source": "theirs"}
     finalize(folder, "features", CLIPS, 1, clip_features(dtype), protocol)

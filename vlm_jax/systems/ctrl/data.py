@@ -76,5 +76,6 @@ def load_windows(directory: str, videos: Container[str], spec: SampleSpec) -> li
         name, spans = record["video"].decode(), record["spans"]
         if name in videos and len(spans):
             sides = windows.context(spans, spec.context_num, spec.context_size, spec.context)
-            kept.append(Video(name, float(record["fps"]), spans, record["features"], *sides))
+            count = int(record["num_frames"])
+            kept.append(Video(name, float(record["fps"]), spans, record["features"], *sides, count))
     return sorted(kept, key=lambda video: video.name)

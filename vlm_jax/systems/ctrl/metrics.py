@@ -97,11 +97,15 @@ def predictions_text(answers: Sequence[Answers], threshold: float = 0.5) -> str:
     )
 
 
-def query_line(qid: str, video: str, text: str, best: np.ndarray, fps: float) -> dict[str, Any]:
-    """A sentence with its segments `[K, 3]` (start, end, score; NaN where there are no more), best first.
+def query_line(qid: str, video: str, text: str, best: np.ndarray, fps: float, num_frames: int = 0) -> dict[str, Any]:
+    """Return a sentence with its segments `[K, 3]` (start, end, score; NaN where there are no more), best first.
 
-    In frames, and in seconds where frames per second are known.
+    In frames, and in seconds where frames per second are known. Where the number of frames is known, segments are cut
+    at the ends of the video, and those that lie beyond are left out; the reference's own files hold them as they are.
     """
+    if num_frames:
+        best = np.concatenate([np.clip(best[:, :2], 0, num_frames), best[:, 2:]], 1)
+        best = best[best[:, 1] > best[:, 0]]
     found = [segment for segment in best.tolist() if segment[0] == segment[0]]
     line = {"qid": qid, "video": video, "query": text, "frames": found}
     if fps:

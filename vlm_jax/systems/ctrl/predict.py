@@ -64,19 +64,24 @@ class CtrlPredictor(Predictor):
           VideoError: where the file cannot be used.
           FeatureError: where the features of training cannot be made here, or the video is shorter than a window.
         """
+        from vlm_jax.video import decode
+
         encoded = self._extractor.sentences({str(number): text for number, text in enumerate(sentences)})
         cut, features = self.config.data.window, self._extractor.video(video)
-        settings = self._extractor.video_settings
-        count, spans, means = feature_windows(features, settings, cut.fps, cut.lengths, cut.overlap)
+        settings, num_frames = self._extractor.video_settings, int(decode.probe(video).duration * cut.fps)
+        count, spans, means = feature_windows(features, settings, cut.fps, cut.lengths, cut.overlap, num_frames)
         if not len(spans):
             raise FeatureError(f"{video}: {count} frames at {cut.fps:g} a second, shorter than {min(cut.lengths)}")
         data = self.config.data
         sides = context(spans, data.context_num, data.context_size, data.context)
         name = Path(video).name
-        shown = Video(name, float(cut.fps), spans, means, *sides)
+        shown = Video(name, float(cut.fps), spans, means, *sides, count)
         names = list(encoded.vectors)
         best = self._answer(shown, np.stack([encoded.vectors[name] for name in names]), top_k)
-        lines = (metrics.query_line(qid, name, "", found, shown.fps) for qid, found in zip(names, best, strict=True))
+        lines = (
+            metrics.query_line(qid, name, "", found, shown.fps, shown.num_frames)
+            for qid, found in zip(names, best, strict=True)
+        )
         moments = {line["qid"]: moments_of(line["seconds"]) for line in lines}
         return [moments.get(str(number), []) for number in range(len(sentences))]
 
@@ -115,9 +120,8 @@ class CtrlPredictor(Predictor):
             best = self._answer(video, np.stack([sentence["vector"] for sentence in asked]), top_k)
             answers.append(metrics.Answers(name, np.full((len(asked), 2), np.nan), len(video.spans), {THRESHOLD: best}))
             for sentence, found in zip(asked, best, strict=True):
-                lines.append(
-                    metrics.query_line(sentence["qid"], name, sentence["query"], found, video.fps or sentence["fps"])
-                )
+                fps = video.fps or sentence["fps"]
+                lines.append(metrics.query_line(sentence["qid"], name, sentence["query"], found, fps, video.num_frames))
         return Predictions(lines, {FILE: metrics.predictions_text(answers, THRESHOLD)}, missing)
 
     def _answer(self, video: Video, vectors: np.ndarray, top_k: int) -> np.ndarray:

@@ -60,6 +60,7 @@ class Video:
       features: float32 `[W, C]`, features of every window.
       before: int64 `[W, K]`, the windows before each one.
       after: int64 `[W, K]`, the windows behind each one.
+      num_frames: Number of frames of the video, 0 where it is not known.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Video:
     features: np.ndarray
     before: np.ndarray
     after: np.ndarray
+    num_frames: int = 0
 
     def visual(self, row: int) -> np.ndarray:
         """Return what the model sees of a window: `[3 C]`."""

@@ -187,10 +187,12 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
                 (folder / f"{name}_recall.json").write_text(metrics.results_text(summarize(outputs)))
         # Suppressed as for the threshold next to 0.5.
         place = min(range(len(thresholds)), key=lambda number: abs(thresholds[number] - 0.5))
-        found = zip(loaded()[0].queries, outputs["best"][:, place], strict=True)
+        content, _ = loaded()
+        num_frames = {video.name: video.num_frames for video in content.videos}
         lines = [
-            metrics.query_line(query.qid, query.video, query.text, best, query.fps) | truth_of(query)
-            for query, best in found
+            metrics.query_line(query.qid, query.video, query.text, best, query.fps, num_frames.get(query.video, 0))
+            | truth_of(query)
+            for query, best in zip(content.queries, outputs["best"][:, place], strict=True)
         ]
         (folder / f"{name}_queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -91,8 +91,8 @@ class GroundNLQPredictor(Predictor):
                 place = f"{question.clip} is not in {config.predict.features}"
                 missing.append((question.qid, "clip without features", place))
                 continue
-            seconds = store.length(question.clip) * spec.feature_stride / spec.fps
-            questions.append(dataclasses.replace(question, duration=question.duration or seconds))
+            duration = question.duration or store.duration(question.clip)
+            questions.append(dataclasses.replace(question, duration=duration))
         if not questions:
             return Predictions([], {}, missing)
         found = self._answer(questions, store, top_k)

@@ -130,7 +130,7 @@ class MilNcePredictor(Predictor):
           ValueError: for a single string.
         """
         ids = self.word_ids(sentences, lower_case=lower_case, max_words=max_words)
-        return np.asarray(self._encode["text"](self.variables, {"text": ids})["text_embedding"])
+        return self._embed_ids(ids)
 
     def word_ids(
         self, sentences: Sequence[str], *, lower_case: bool | None = None, max_words: int | None = None
@@ -173,8 +173,9 @@ class MilNcePredictor(Predictor):
             vectors = {}
             for begin in range(0, len(known), SENTENCES):
                 names = known[begin : begin + SENTENCES]
-                filled = [sentences[name] for name in names] + [""] * (SENTENCES - len(names))  # compiled for one size
-                vectors |= dict(zip(names, self.encode_text(filled), strict=False))
+                batch = np.zeros((SENTENCES, len(ids[names[0]])), np.int32)  # compiled for one size
+                batch[: len(names)] = [ids[name] for name in names]
+                vectors |= dict(zip(names, self._embed_ids(batch), strict=False))
         settings = TextSettings(
             layer=layer,
             dim=vectors[known[0]].shape[-1],
@@ -184,6 +185,9 @@ class MilNcePredictor(Predictor):
             max_words=text.max_words_raw,
         )
         return EncodedText(vectors, unknown, settings)
+
+    def _embed_ids(self, ids: np.ndarray) -> np.ndarray:
+        return np.asarray(self._encode["text"](self.variables, {"text": ids})["text_embedding"])
 
     @property
     def _lower_cases(self) -> bool:
