@@ -166,7 +166,16 @@ def check_record(record: Mapping[str, Any], protocol: Mapping[str, Any], weight:
 
 def _training(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: float) -> Iterator[Problem]:
     size = int(record["height"]), int(record["width"])
-    if "mp4" in record:
+    if "video" in record:
+        try:
+            with closing(decode.stream_frames(record["video"], fps=protocol["fps"])) as frames:
+                count = sum(1 for _ in frames)
+            info = decode.probe(record["video"])
+        except decode.VideoError as error:
+            raise DataError(str(error)) from error
+        if (info.height, info.width) != size:
+            raise DataError(f"frames of {(info.height, info.width)}, expected {size}")
+    elif "mp4" in record:
         try:
             count = segment.segment_length(record["mp4"])
             shown = segment.decode_segment(record["mp4"], 0, count).shape[1:3] if count else size

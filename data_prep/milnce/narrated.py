@@ -1,5 +1,6 @@
 """Narrated videos and their caption files -> training records of MIL-NCE."""
 
+import collections
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,9 @@ from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce import captions
 from vlm_jax.systems.milnce.data import clip_weights
 from vlm_jax.video import decode, segment
+
+ORIGINAL = "original"
+"""The format of records that hold whole videos as they are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,8 @@ class Segments:
       min_seconds: Videos shorter than this are skipped.
       quality: Of the JPEG frames.
       epoch: What an epoch visits once: `videos`, as the reference, or `segments`, for few videos.
-      format: How frames are stored: `jpeg`, each by itself, or `mp4`, a video file a record.
+      format: Form of the stored frames: `jpeg`, one file per frame; `mp4`, one video file per record; or `original`,
+        the whole video as it is, neither resampled nor scaled.
       crf: Constant rate factor of the mp4 files: less is better and larger.
 
     Raises:
@@ -70,6 +75,11 @@ class Segments:
         for name in ("fps", "clip_seconds", "max_candidates", "quality"):
             if getattr(self, name) <= 0:
                 raise DataError(f"--{name}: expected more than 0, found {getattr(self, name)}")
+        if self.format == ORIGINAL and (self.seconds or self.enlarge or self.epoch != "videos"):
+            raise DataError(
+                "--format original: keeps videos whole and at their size; expected --segment_seconds 0, --epoch "
+                "videos, no --enlarge"
+            )
         if not 0 <= self.crf <= 51:
             raise DataError(f"--crf: expected 0 to 51, found {self.crf}")
 
@@ -132,13 +142,12 @@ def _cut(path: Path, video: str, narration: Captions, segments: Segments) -> Ite
         raise _Skipped("too small", f"{path}: {info.width}x{info.height}, needs {segments.smallest_side}")
     if info.duration < segments.min_seconds:
         raise _Skipped("too short", f"{path}: {info.duration:.2f} s, needs {segments.min_seconds:g} s")
+    if segments.format == ORIGINAL:
+        yield _whole(path, video, narration, segments, (info.height, info.width))
+        return
     enlarge = side < segments.smallest_side
     scale = decode.short_side(segments.smallest_side if enlarge else segments.short_side, enlarge=enlarge)
-    ranges = [
-        captions.seek_range(captions.clip_interval(start, end, segments.min_time), segments.clip_seconds)
-        for start, end in zip(narration.start, narration.end, strict=True)
-    ]
-    last_seek = max(last for _, last in ranges)
+    last_seek = _last_seek(narration, segments)
     span = segments.seconds or last_seek + 1
     store = _Store(segments)
     first, frames = 0, []
@@ -158,6 +167,52 @@ def _cut(path: Path, video: str, narration: Captions, segments: Segments) -> Ite
     yield from _segment(video, narration, segments, (first, max(first, last_seek)), store, frames)
 
 
+def _last_seek(narration: Captions, segments: Segments) -> int:
+    """Return the last second at which a clip may begin."""
+    ranges = [
+        captions.seek_range(captions.clip_interval(start, end, segments.min_time), segments.clip_seconds)
+        for start, end in zip(narration.start, narration.end, strict=True)
+    ]
+    return max(last for _, last in ranges)
+
+
+def _whole(
+    path: Path, video: str, narration: Captions, segments: Segments, size: tuple[int, int]
+) -> tuple[dict[str, object], float]:
+    """Return the record of a whole video and its weight; all that clips can show is decoded once, to be sure."""
+    last_seek = _last_seek(narration, segments)
+    with closing(decode.stream_frames(path, seconds=last_seek + segments.clip_seconds + 1, fps=1)) as frames:
+        collections.deque(frames, maxlen=0)
+    weights = clip_weights(narration.start, narration.end, (0, last_seek), segments.min_time, segments.clip_seconds)
+    example = _example(video, narration, (0, last_seek), size, (0, len(weights)), len(weights))
+    return {**example, "video": path.read_bytes()}, float(weights.sum())
+
+
+def _example(
+    video: str,
+    narration: Captions,
+    seeks: tuple[int, int],
+    size: tuple[int, int],
+    kept: tuple[int, int],
+    total: int,
+) -> dict[str, object]:
+    """Return what a record holds beside its frames: seconds at which clips begin, and a stretch of the captions."""
+    begin, end = kept
+    return {
+        "video_id": video.split(".")[0],
+        "start": seeks[0],
+        "seek_first": seeks[0],
+        "seek_last": seeks[1],
+        "height": size[0],
+        "width": size[1],
+        "caption_first": begin,
+        "caption_total": total,
+        "caption_start": narration.start[begin:end],
+        "caption_end": narration.end[begin:end],
+        "caption_text": list(narration.text[begin:end]),
+    }
+
+
 def _segment(
     video: str,
     narration: Captions,
@@ -172,21 +227,8 @@ def _segment(
         return
     begin = max(0, int(owned[0]) - segments.max_candidates + 1)
     end = min(len(weights), int(owned[-1]) + segments.max_candidates)
-    example = {
-        "video_id": video.split(".")[0],
-        "start": seeks[0],
-        "seek_first": seeks[0],
-        "seek_last": seeks[1],
-        "height": store.size[0],
-        "width": store.size[1],
-        **store.feature(frames),
-        "caption_first": begin,
-        "caption_total": len(weights),
-        "caption_start": narration.start[begin:end],
-        "caption_end": narration.end[begin:end],
-        "caption_text": list(narration.text[begin:end]),
-    }
-    yield example, float(weights.sum())
+    example = _example(video, narration, seeks, store.size, (begin, end), len(weights))
+    yield {**example, **store.feature(frames)}, float(weights.sum())
 
 
 class _Store:

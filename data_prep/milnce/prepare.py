@@ -31,7 +31,7 @@ from data_prep.milnce.evaluation import (
     segment_items,
     youcook2_items,
 )
-from data_prep.milnce.narrated import Segments, read_captions, training_records
+from data_prep.milnce.narrated import ORIGINAL, Segments, read_captions, training_records
 from data_prep.tables import read_rows
 from vlm_jax.errors import DataError
 from vlm_jax.files import write_atomically, write_json
@@ -43,6 +43,8 @@ from vlm_jax.video.segment import DEFAULT_CRF
 
 def howto100m(arguments: argparse.Namespace) -> None:
     """Training shards."""
+    if arguments.seconds is None:
+        arguments.seconds = 0 if arguments.format == ORIGINAL else 16
     segments = Segments(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Segments)})
     protocol = {"kind": "milnce_training", **dataclasses.asdict(segments)}
     make = functools.partial(
@@ -128,13 +130,22 @@ def _add_commands(commands: Commands) -> None:
     train.add_argument("--smallest_side", type=int, default=224, help="videos below this are skipped (or enlarged)")
     train.add_argument("--enlarge", action="store_true", help="enlarge small videos instead")
     train.add_argument(
-        "--segment_seconds", dest="seconds", type=int, default=16, help="per record; 0 keeps videos whole"
+        "--segment_seconds",
+        dest="seconds",
+        type=int,
+        help="per record; 0 keeps videos whole (default: 16; original: 0)",
     )
     train.add_argument("--clip_seconds", type=float, default=3.2, help="length of the training clip")
     train.add_argument("--min_time", type=float, default=5.0, help="shorter captions are widened to this")
     train.add_argument("--max_candidates", type=int, default=8, help="largest K that the records allow")
     train.add_argument("--min_seconds", type=float, default=3.2, help="videos shorter than this are skipped")
-    train.add_argument("--format", choices=tuple(FORMATS), default="jpeg", help="frames as JPEGs, or as H.264 in mp4")
+    train.add_argument(
+        "--format",
+        choices=tuple(FORMATS),
+        default="jpeg",
+        help="jpeg and mp4 (H.264): frames resampled to --fps and scaled to --short_side, so a crop shows more of a "
+        "large picture than the reference's; original: whole videos as they are, cropped just as the reference does",
+    )
     train.add_argument("--quality", type=int, default=90, help="of the JPEG frames")
     train.add_argument("--crf", type=int, default=DEFAULT_CRF, help="of the mp4 files: less is better and larger")
     train.add_argument("--epoch", choices=("videos", "segments"), default="videos", help="what an epoch visits once")

@@ -95,13 +95,43 @@ def decode_segment_clip(
     return tf.ensure_shape(video, [num_frames, size, size, 3])
 
 
-def count_frames(record: Mapping[str, tf.Tensor]) -> int:
-    """Number of frames in a record that holds them as `frames` or as an `mp4` segment."""
-    if "mp4" not in record:
-        return len(record["frames"])
-    from vlm_jax.video.segment import segment_length
+def decode_video_clip(
+    video: tf.Tensor,
+    start: tf.Tensor,
+    u: tf.Tensor,
+    w: tf.Tensor,
+    *,
+    num_frames: int,
+    fps: int,
+    size: int,
+    crop_only: bool,
+) -> tf.Tensor:
+    """As `decode_clip`, for the clip that begins at second `start` of a whole video file, by FFmpeg's own filters."""
+    from vlm_jax.video import decode as videos
 
-    return segment_length(record["mp4"].numpy())
+    def decode(data: bytes, start: np.int64, u: np.float64, w: np.float64) -> np.ndarray:
+        filters = (videos.crop if crop_only else videos.square_crop)(size, float(u), float(w))
+        options = {"num_frames": num_frames, "fps": fps, "filters": filters, "strict": False}
+        try:
+            return videos.read_clip(data, start=int(start), **options)
+        except (videos.VideoError, ValueError) as error:
+            raise DataError(str(error)) from error
+
+    clip = tf.numpy_function(decode, [video, start, u, w], tf.uint8)
+    return tf.ensure_shape(clip, [num_frames, size, size, 3])
+
+
+def seconds_shown(record: Mapping[str, tf.Tensor], fps: int) -> float:
+    """Return the length of what a record holds: `frames`, an `mp4` segment, or a whole `video`."""
+    if "video" in record:
+        from vlm_jax.video import decode
+
+        return decode.probe(record["video"].numpy()).duration
+    if "mp4" in record:
+        from vlm_jax.video.segment import segment_length
+
+        return segment_length(record["mp4"].numpy()) / fps
+    return len(record["frames"]) / fps
 
 
 def _window(

@@ -3,6 +3,7 @@
 Filters are texts in FFmpeg's syntax, such as 'crop=224:224,hflip'; the functions at the end write the usual ones.
 """
 
+import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,8 @@ try:
 except ImportError as error:
     raise MissingPackageError("reading video needs PyAV: pip install 'vlm_jax[video]'") from error
 
-File = str | Path
+File = str | Path | bytes
+"""A video's path, or the content of its file."""
 Seconds = float | Fraction
 Rate = int | Fraction
 
@@ -49,11 +51,16 @@ class VideoError(UserError):
     """
 
     def __init__(self, path: File, reason: str, detail: str = "") -> None:
-        super().__init__(str(path), reason, detail)
+        super().__init__(name_of(path), reason, detail)
         self.path, self.reason, self.detail = self.args
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+def name_of(video: File) -> str:
+    """Return what messages call a video."""
+    return f"video of {len(video)} bytes" if isinstance(video, bytes) else str(video)
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ def probe(path: File) -> VideoInfo:
         width, height = (frame.height, frame.width) if angle in (90, 270) else (frame.width, frame.height)
         stated = stream.container.duration
         return VideoInfo(
-            path=str(path),
+            path=name_of(path),
             width=width,
             height=height,
             duration=float((stream.duration or 0) * stream.time_base) if stated is None else stated / MICROSECONDS,
@@ -195,12 +202,13 @@ def _microseconds(seconds: Seconds) -> int:
 @contextmanager
 def _opened(path: File, threads: int = 1) -> Iterator[av.VideoStream]:
     """The best video stream of a file; the file is closed afterwards."""
-    if not Path(path).is_file():
+    in_memory = isinstance(path, bytes)
+    if not in_memory and not Path(path).is_file():
         raise VideoError(path, "missing")
-    if Path(path).stat().st_size == 0:
+    if not (len(path) if in_memory else Path(path).stat().st_size):
         raise VideoError(path, "empty")
     try:
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        container = av.open(io.BytesIO(path) if in_memory else f"file:{path}", metadata_errors="replace")
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError(path, "unreadable", getattr(error, "strerror", None) or str(error)) from error
     with container:
@@ -381,6 +389,11 @@ def square_crop(size: int, u: float = 0.5, w: float = 0.5) -> str:
     """Return the largest square at x = (width - side) * u, y = (height - side) * w, scaled to size x size pixels."""
     side = "min(iw\\,ih)"
     return f"crop={side}:{side}:(iw - {side})*{float(u)}:(ih - {side})*{float(w)},scale={size}:{size}"
+
+
+def crop(size: int, u: float, w: float) -> str:
+    """Return a crop of size x size pixels at x = (width - size) * u, y = (height - size) * w, not scaled."""
+    return f"crop={size}:{size}:(iw - {size})*{float(u)}:(ih - {size})*{float(w)}"
 
 
 def short_side(side: int, enlarge: bool = False) -> str:

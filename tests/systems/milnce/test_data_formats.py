@@ -17,6 +17,7 @@ from vlm_jax.errors import DataError
 from vlm_jax.systems.milnce import data as milnce
 from vlm_jax.systems.milnce.data import Clips
 from vlm_jax.types import DataShard
+from vlm_jax.video import decode
 from vlm_jax.video.write import write_video
 
 CLIPS = Clips(
@@ -92,7 +93,7 @@ def test_records_differ_in_nothing_but_their_frames(made):
         for name in set(one) & set(two):
             np.testing.assert_array_equal(one[name], two[name])
         count = len(one["frames"])
-        assert images.count_frames({"mp4": tf.constant(two["mp4"])}) == count
+        assert images.seconds_shown({"mp4": tf.constant(two["mp4"])}, 5) == count / 5
         assert count in (18, 5)
     settings = [read_protocol(made[name])["protocol"] for name in ("jpeg", "mp4")]
     assert [found["format"] for found in settings] == ["jpeg", "mp4"]
@@ -122,6 +123,55 @@ def test_batches_are_the_same_but_for_compression(made, crop_only, size):
     assert len(black) > 2  # black at the end
 
 
+@pytest.fixture(scope="module")
+def whole(coded, tmp_path_factory):
+    """The same videos as whole records: JPEGs at the video's own size, and the files as they are."""
+    folder = tmp_path_factory.mktemp("whole")
+    return {
+        "jpeg": prepare(coded, folder / "jpeg", "--quality", "95", "--segment_seconds", "0"),
+        "original": prepare(coded, folder / "original", "--format", "original", "--segment_seconds", "0"),
+    }
+
+
+@pytest.mark.parametrize("crop_only", [True, False])
+def test_original_videos_give_the_same_clips(whole, crop_only):
+    clips = dataclasses.replace(CLIPS, crop_only=crop_only)
+    pairs = zip(train(whole["jpeg"], clips), train(whole["original"], clips), strict=True)
+    black = 0
+    for one, two in itertools.islice(pairs, 20):
+        np.testing.assert_array_equal(one["text"], two["text"])
+        np.testing.assert_array_equal(one["flip"], two["flip"])
+        difference = np.abs(one["video"].astype(int) - two["video"])
+        assert np.median(difference, (2, 3)).max() < 8
+        np.testing.assert_array_equal(~one["video"].any((2, 3, 4)), ~two["video"].any((2, 3, 4)))
+        black += int((~two["video"].any((2, 3, 4))).sum())
+    assert black > 0
+
+
+@pytest.mark.parametrize(("crop_only", "filters"), [(True, decode.crop), (False, decode.square_crop)])
+def test_a_clip_of_an_original_video_is_the_decoder_s_own(coded, whole, crop_only, filters):
+    """Seek, resampling and crop by FFmpeg itself, on the file that was put into the record."""
+    one, _ = read(whole["original"])
+    assert one["video"] == (coded / "one.mp4").read_bytes()
+    assert (one["height"], one["width"], one["start"], one["caption_total"]) == (64, 96, 0, len(TIMES))
+    for start, u, w in ((0, 0.0, 1.0), (4, 0.3, 0.6), (12, 0.77, 0.1)):
+        options = {"num_frames": 8, "fps": 5}
+        expected = decode.read_clip(coded / "one.mp4", start=start, filters=filters(48, u, w), **options)
+        place = (tf.constant(one["video"]), tf.constant(start), tf.constant(u, tf.float64), tf.constant(w, tf.float64))
+        found = tf.function(images.decode_video_clip)(*place, size=48, crop_only=crop_only, **options)
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_original_videos_are_checked_and_not_cut(coded, whole, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        preparation.main(["--check", str(whole["original"])])
+    output = capsys.readouterr().out
+    assert "2 records checked, 2 problems" in output
+    assert "one ends at 13 s, a caption begins at 19.44 s" in output
+    with pytest.raises(DataError, match="--format original: keeps videos whole and at their size"):
+        prepare(coded, tmp_path, "--format", "original")
+
+
 def test_a_killed_preparation_makes_the_same_bytes(coded, made, tmp_path):
     again = prepare(coded, tmp_path, "--format", "mp4", "--crf", "12", "--num_shards", "2", "--shard_index", "1")
     name = records.shard_path(again, "howto100m", "train", 1, 2).name
@@ -139,7 +189,7 @@ def test_an_unknown_format(made, tmp_path):
             (tmp_path / path.name).symlink_to(path)
     text = (made["jpeg"] / "protocol.json").read_text()
     (tmp_path / "protocol.json").write_text(text.replace('"format": "jpeg"', '"format": "film"'))
-    with pytest.raises(DataError, match=r"format = 'film' is not one of jpeg, mp4$"):
+    with pytest.raises(DataError, match=r"format = 'film' is not one of jpeg, mp4, original$"):
         train(tmp_path)
     # Records made before there was a choice.
     (tmp_path / "protocol.json").write_text(text.replace('"format": "jpeg",', ""))

@@ -41,7 +41,9 @@ TRAINING_FEATURES = tfds.features.FeaturesDict(
 """A segment of a narrated video. Frame i is what the video shows at `start + i / fps` seconds."""
 MP4_FEATURES = tfds.features.FeaturesDict({**_SEGMENT, "mp4": tfds.features.Tensor(shape=(), dtype=np.object_)})
 """The same with its frames as a video file, which has no bytes where there are no frames."""
-FORMATS = {"jpeg": TRAINING_FEATURES, "mp4": MP4_FEATURES}
+ORIGINAL_FEATURES = tfds.features.FeaturesDict({**_SEGMENT, "video": tfds.features.Tensor(shape=(), dtype=np.object_)})
+"""A whole narrated video as its own file, at its own size and rate, from which clips are cut as the reference does."""
+FORMATS = {"jpeg": TRAINING_FEATURES, "mp4": MP4_FEATURES, "original": ORIGINAL_FEATURES}
 """Features of the training records, by the protocol's `format`."""
 
 
@@ -203,7 +205,10 @@ def train_pipeline(
         )
         place = record["height"], record["width"], u, w
         settings = {"num_frames": clips.num_frames, "size": clips.size, "crop_only": clips.crop_only}
-        if form == "mp4":
+        if form == "original":
+            second = first // clips.fps
+            video = images.decode_video_clip(record["video"], second, u, w, fps=clips.fps, **settings)
+        elif form == "mp4":
             video = images.decode_segment_clip(record["mp4"], first, *place, **settings)
         else:
             video = images.decode_clip(record["frames"][first : first + clips.num_frames], *place, **settings)
@@ -216,7 +221,8 @@ def train_pipeline(
     def stretch(serialised: tf.Tensor) -> tuple[str, float, float]:
         record = read_training(serialised, form)
         begin = float(record["start"])
-        return record["video_id"].numpy().decode(), begin, begin + images.count_frames(record) / split.protocol["fps"]
+        length = images.seconds_shown(record, split.protocol["fps"])
+        return record["video_id"].numpy().decode(), begin, begin + length
 
     examples = RecordExamples(RecordSource(split, decode, stretch), workers=workers)
     return TrainPipeline(examples, shard, streams=streams, block=block)
