@@ -10,7 +10,7 @@ import numpy as np
 from vlm_jax.config import base_config
 from vlm_jax.metrics import moments as metrics
 from vlm_jax.ops import nms
-from vlm_jax.systems.groundnlq.decoding import Decoding, Moments, candidates, decode, in_seconds, suppress
+from vlm_jax.systems.groundnlq.decoding import Decoding, Moments, candidates, decode, suppress
 from vlm_jax.systems.groundnlq.ensemble import ensemble, fuse_first
 from vlm_jax.systems.groundnlq.loss import centre_iou, distance_iou, sigmoid_focal
 from vlm_jax.systems.groundnlq.point_labels import assign, points
@@ -156,16 +156,6 @@ def decoding(settings, video):
     )
 
 
-def every_candidate(logits, offsets, masks, durations, options):
-    """What the reference gives without suppression: all candidates, level after level, in seconds."""
-
-    def one(logits, offsets, masks, duration):
-        found = candidates(logits, offsets, masks, options)
-        return found._replace(segments=in_seconds(found.segments, duration, options))
-
-    return jax.vmap(one)(logits, offsets, masks, durations)
-
-
 def check_postprocess(case, precision):
     levels = range(len(case.group("in/mask_l")))
     heads = [[jnp.asarray(case[f"in/{name}_l{level}"]) for level in levels] for name in ("logits", "offsets", "mask")]
@@ -175,9 +165,7 @@ def check_postprocess(case, precision):
     for name, changes in case.config["changes"].items():
         settings = case.config["base"] | {key.removeprefix("test_"): value for key, value in changes.items()}
         options = decoding(settings, videos[0])
-        found = jax.jit(decode if settings["nms_method"] != "none" else every_candidate, static_argnums=4)(
-            *heads, durations, options
-        )
+        found = jax.jit(decode, static_argnums=4)(*heads, durations, options)
         for number in range(len(videos)):
             ours = without_padding(jax.tree.map(lambda part, number=number: part[number], found))
             assert_close(ours.segments, case[f"out/{name}/segments_{number}"], out, f"{name} {number}")

@@ -105,7 +105,7 @@ def test_fine_tuning_starts_the_heads_afresh_and_nothing_else(root):
             "config.data.buckets: .32., expected the last one to be config.model.max_length = 64",
         ),
         ({"data__buckets": (31, 64)}, "config.data.buckets: 31 is no multiple of the last level's stride 2"),
-        ({"decoding__suppression": "none"}, "config.decoding.suppression: 'none' is not one of soft, hard"),
+        ({"decoding__suppression": "some"}, "config.decoding.suppression: 'some' is not one of soft, hard, none"),
         ({"decoding__decay": "cubic"}, "config.decoding.decay: 'cubic' is not one of hard, linear, gaussian"),
         ({"decoding__vote": 0.5}, "config.decoding.vote: 0.5, expected 0 where config.decoding.per_class is set"),
     ],
@@ -115,9 +115,15 @@ def test_mistakes_are_named(changes, message):
         get_task(small(**changes))
 
 
+def test_questions_have_one_class(folder):
+    config = nlq_files.configure(small(model__classes=2), folder)
+    with pytest.raises(ConfigError, match=r"config\.model\.classes: 2, expected 1 for training"):
+        get_task(config).train_data(DataShard(0, 1, config.batch_size, 0))
+
+
 def test_a_config_reaches_every_option_of_the_model_and_of_decoding():
     model = {"embedding_kernel": 1, "embedding_norm": False, "neck_norm": False, "relative_bias": True}
-    model |= {"head_kernel": 1, "head_layers": 2, "head_norm": False, "classes": 2}
+    model |= {"head_kernel": 1, "head_layers": 2, "head_norm": False, "classes": 2, "empty_classes": (1,)}
     decoding = {"decay": "linear", "per_class": False, "vote": 0.5}
     config = small(**{f"model__{name}": value for name, value in model.items()})
     config.decoding.update(decoding)
@@ -130,7 +136,7 @@ def test_a_config_reaches_every_option_of_the_model_and_of_decoding():
     source = names.to_state_dict(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes))
     sizes = names.model_options(source)["model"]
     assert {name: sizes[name] for name in model if name in sizes} == {
-        name: value for name, value in model.items() if name != "relative_bias"
+        name: value for name, value in model.items() if name not in ("relative_bias", "empty_classes")
     }
 
 

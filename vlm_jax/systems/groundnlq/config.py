@@ -83,8 +83,10 @@ def default_config() -> ConfigDict:
             "head_kernel": 3,
             "head_layers": 3,
             "head_norm": True,
+            # Questions have one class; more are for checkpoints of models that tell several.
             "classes": 1,
             "prior": 0.01,
+            "empty_classes": (),
             "drop_path": 0.1,
             # Positions to the farther end of what every level answers for.
             "ranges": ((0, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 128), (64, 10000)),
@@ -97,7 +99,8 @@ def default_config() -> ConfigDict:
             "score_threshold": 0.001,
             "candidates_per_level": 2000,
             "duration_threshold": 0.001,
-            # 'soft' lowers scores of what overlaps a better moment, as `decay` says; 'hard' drops it.
+            # 'soft' lowers scores of what overlaps a better moment, as `decay` says; 'hard' drops it; 'none' leaves the
+            # candidates as they are, level after level.
             "suppression": "soft",
             "min_score": 0.001,
             # From which overlap on 'hard' drops, and the decays 'linear' and 'hard' begin.

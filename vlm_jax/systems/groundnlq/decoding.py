@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from vlm_jax.ops import nms
 from vlm_jax.ops.segments import lengths
 
-SUPPRESSIONS = ("soft", "hard")
+SUPPRESSIONS = ("soft", "hard", "none")
 
 
 class Moments(NamedTuple):
@@ -24,7 +24,8 @@ class Moments(NamedTuple):
       segments: `[K, 2]` start and end.
       scores: `[K]`, 0 where there is none.
       labels: `[K]` int32, the class.
-      mask: `[K]`, which exist. After suppression these come first, by falling score.
+      mask: `[K]`, which exist. After suppression these come first, by falling score; without it they stand level
+        after level.
     """
 
     segments: jax.Array
@@ -41,7 +42,8 @@ class Decoding:
       score_threshold: Points must score more.
       candidates_per_level: The best that a level may offer.
       duration_threshold: Segments must be longer, in positions.
-      suppression: `soft` lowers scores of what overlaps a better moment, `hard` drops it.
+      suppression: `soft` lowers scores of what overlaps a better moment, `hard` drops it, `none` keeps all candidates
+        in the order of the levels, whatever `max_moments` says.
       min_score: `soft` drops a score that has fallen below; for `hard`, candidates must score more.
       overlap: From which on `hard` drops, and the decays `linear` and `hard` of `soft` lower scores.
       decay: How `soft` lowers scores, see `ops.nms.soft`.
@@ -122,7 +124,9 @@ def in_seconds(segments: jax.Array, duration: jax.Array, options: Decoding) -> j
 
 
 def suppress(found: Moments, classes: int, options: Decoding) -> Moments:
-    """Keeps the best of the candidates of one example, by falling score: `[N, ...]` to `[K, ...]`."""
+    """Keep the best of the candidates of one example, by falling score: `[N, ...]` to `[K, ...]`."""
+    if options.suppression == "none":
+        return found
     count = options.max_moments
 
     def pick(mask: jax.Array) -> nms.Picks:

@@ -21,6 +21,8 @@ from vlm_jax.ops.normalisation import layer_normalise, scale_channels
 from vlm_jax.ops.pooling import max_pool
 
 EPSILON = 1e-5
+EMPTY = 1e-6
+"""Chance that the first logits state for classes without training examples."""
 
 
 class Levels(NamedTuple):
@@ -243,6 +245,7 @@ class GroundNLQ(nn.Module):
       head_norm: Whether those are normalised.
       classes: N.
       prior: Chance of a class that the first logits state.
+      empty_classes: Classes without training examples, which start at a chance of 1e-6 (`head_empty_cls`).
       drop_path: Rate; 0 leaves the learned scales out too.
       dtype: Of the arithmetic.
     """
@@ -267,6 +270,7 @@ class GroundNLQ(nn.Module):
     head_norm: bool = True
     classes: int = 1
     prior: float = 0.01
+    empty_classes: tuple[int, ...] = ()
     drop_path: float = 0.1
     dtype: jnp.dtype = jnp.float32
 
@@ -343,7 +347,12 @@ class GroundNLQ(nn.Module):
 
     def _class_bias(self, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
         del key
-        return jnp.full(shape, -math.log((1 - self.prior) / self.prior), dtype)
+        bias = jnp.full(shape, _logit(self.prior), dtype)
+        return bias.at[jnp.array(self.empty_classes)].set(_logit(EMPTY)) if self.empty_classes else bias
+
+
+def _logit(chance: float) -> float:
+    return -math.log((1 - chance) / chance)
 
 
 def position_table(rows: int, dim: int, length: int) -> np.ndarray:

@@ -73,6 +73,11 @@ def make_task(config: ConfigDict) -> Task:
     def train_data(shard: DataShard) -> Pipeline:
         if config.data.synthetic:
             return SyntheticPipeline(specs[next(iter(specs))], shard)
+        if config.model.classes != 1:
+            raise ConfigError(
+                f"config.model.classes: {config.model.classes}, expected 1 for training: questions have one class; "
+                "checkpoints of models that tell several can be converted and evaluated"
+            )
         from vlm_jax.systems.groundnlq import data
 
         spec = make_sample_spec(config)
@@ -110,7 +115,8 @@ def make_model(config: ConfigDict) -> GroundNLQ:
     if model.dim % model.heads:
         raise ConfigError(f"config.model.heads: {model.heads} heads do not divide config.model.dim = {model.dim}")
     sizes = {name: value for name, value in model.items() if name not in NOT_OF_THE_MODEL}
-    return GroundNLQ(**sizes | {"windows": tuple(model.windows), "dtype": jnp.dtype(model.dtype)})
+    lists = {name: tuple(model[name]) for name in ("windows", "empty_classes")}
+    return GroundNLQ(**sizes | lists | {"dtype": jnp.dtype(model.dtype)})
 
 
 def make_sample_spec(config: ConfigDict, *, train: bool = True) -> samples.SampleSpec:
