@@ -1,5 +1,6 @@
 """Packaging of vlm_jax."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -13,11 +14,14 @@ LMDB = ["lmdb>=1.6"]
 FIGURES = ["matplotlib>=3.9"]
 TENSORBOARD = ["tensorboard>=2.19"]
 
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vlm_jax" / "__init__.py").read_text(encoding="utf-8")).group(1)
+
 setup(
     name="vlm_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Video-language systems in JAX with their references' exact numbers",
-    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["vlm_jax", "vlm_jax.*"]),
