@@ -1,6 +1,7 @@
 """Trains a system: python launch/train.py --config configs/NAME.py[:variant] --workdir DIR [--config.key=value ...]
 
-The same command again resumes from the newest checkpoint of the workdir. SIGTERM saves and stops.
+The same command again resumes from the newest checkpoint of the workdir. SIGTERM and Ctrl-C save and stop; a second
+Ctrl-C stops without waiting.
 """
 
 from pathlib import Path

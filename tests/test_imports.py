@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NUMERIC = {"jax", "flax", "optax", "orbax"}
-BASE = {"vlm_jax.types", "vlm_jax.errors"}
+BASE = {"vlm_jax.types", "vlm_jax.errors", "vlm_jax.files"}
 DATA_FILES = ("data.py", "evaluation_data.py")
 """Files of a system that may import TensorFlow; its other files reach them inside functions only."""
 NUMPY_DATA = {f"vlm_jax.data.{name}" for name in ("pipeline", "order", "synthetic", "protocol")}
@@ -43,15 +43,16 @@ ALLOWED = {
     "vlm_jax/data/protocol.py": {*BASE},
     "vlm_jax/metrics": {"vlm_jax.metrics", "vlm_jax.errors", "numpy"},
     "vlm_jax/text": {"vlm_jax.text", "vlm_jax.errors", "numpy", "sentencepiece"},
-    "vlm_jax/interop": {"vlm_jax.interop", "vlm_jax.errors", "numpy", "ml_dtypes"},
+    "vlm_jax/interop": {"vlm_jax.interop", "vlm_jax.errors", "vlm_jax.files", "numpy", "ml_dtypes"},
     "vlm_jax/video": {"vlm_jax.video", "vlm_jax.errors", "numpy", "av"},
     "vlm_jax/task.py": {"vlm_jax.config", "vlm_jax.types", "jax", "ml_collections"},
     "vlm_jax/annotations.py": {"vlm_jax.errors"},
-    "vlm_jax/features.py": {"vlm_jax.errors", "numpy"},
-    "vlm_jax/text_features.py": {"vlm_jax.errors", "vlm_jax.features", "numpy"},
-    "vlm_jax/config.py": {"vlm_jax.errors", "ml_collections"},
+    "vlm_jax/features.py": {"vlm_jax.errors", "vlm_jax.files", "numpy"},
+    "vlm_jax/text_features.py": {"vlm_jax.errors", "vlm_jax.features", "vlm_jax.files", "numpy"},
+    "vlm_jax/config.py": {"vlm_jax.errors", "vlm_jax.files", "ml_collections"},
     "vlm_jax/types.py": {"numpy"},
     "vlm_jax/errors.py": set(),
+    "vlm_jax/files.py": set(),
     "vlm_jax/progress.py": {"tqdm"},
 }
 

@@ -20,6 +20,10 @@ SYSTEMS = "vlm_jax.systems"
 """Package whose packages are the systems."""
 
 
+MAY_CHANGE = ("steps", "epochs", "log_every", "debug_nans", "checkpoint", "evaluate", "mesh")
+"""Keys and sections that may differ when a run is resumed; a system's config module may name its own."""
+
+
 def system_names() -> list[str]:
     """Return the names of all systems, sorted."""
     return sorted(
@@ -233,6 +237,33 @@ def check(config: ConfigDict) -> None:
         raise ConfigError(
             f"config: give either steps or epochs, found steps = {config.steps} and epochs = {config.epochs}"
         )
+
+
+def changes(config: ConfigDict, run: ConfigDict) -> tuple[list[str], list[str]]:
+    """Return how a config differs from that of a run that it resumes, one text per key: what may change, what may not.
+
+    What may change are `MAY_CHANGE` and the system's own `MAY_CHANGE`: logging, evaluation, which checkpoints stay,
+    the length of the run, its devices, and where its data lie. Keys that only one of the two has are not compared.
+    """
+    allowed, refused = [], []
+    free = (*MAY_CHANGE, *getattr(system_module(config.task, "config"), "MAY_CHANGE", ()))
+    ours, theirs = (_flat(json.loads(json.dumps(one.to_dict()))) for one in (config, run))
+    for key in sorted(ours.keys() & theirs.keys()):
+        if ours[key] != theirs[key]:
+            may = any(key == name or key.startswith(f"{name}.") for name in free)
+            (allowed if may else refused).append(f"config.{key}: {theirs[key]!r} in the run, now {ours[key]!r}")
+    return allowed, refused
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a tree by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def write(config: ConfigDict, path: Path) -> None:

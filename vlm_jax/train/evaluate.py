@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -34,7 +34,12 @@ class Evaluation:
 
 
 def run(
-    evaluator: Evaluator, variables: Variables, mesh: Mesh, batch_size: int, folder: Path | None = None
+    evaluator: Evaluator,
+    variables: Variables,
+    mesh: Mesh,
+    batch_size: int,
+    folder: Path | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Predict every item once, score and summarise; all processes call it.
 
@@ -48,6 +53,7 @@ def run(
       batch_size: Size of the global batch; rounded up to a multiple of the data shards.
       folder: Where the evaluator's sink writes. A killed evaluation resumes from what lies there. Without a folder
         the outputs are collected in memory.
+      check: Called after every batch, on all processes equally often; raises to end the evaluation.
 
     Raises:
       DataError: for an item that is missing or came twice, or parts of another evaluation in `folder`.
@@ -58,9 +64,9 @@ def run(
     if not data.epoch_examples():
         raise DataError("evaluation: the data have no items")
     if evaluator.sink and folder is not None:
-        outputs = _stream(evaluator, evaluator.sink(folder), data, variables, mesh, batch_size)
+        outputs = _stream(evaluator, evaluator.sink(folder), data, variables, mesh, batch_size, check)
     else:
-        outputs = _collect(evaluator, data, variables, mesh, batch_size)
+        outputs = _collect(evaluator, data, variables, mesh, batch_size, check)
     if evaluator.score_fn:
         outputs = {**outputs, **jax.device_get(evaluator.score_fn(variables, outputs, mesh))}
     if jax.process_index():
@@ -80,7 +86,14 @@ def write_results(folder: Path, name: str, evaluation: Evaluation, evaluator: Ev
         evaluator.write(evaluation.outputs, folder)
 
 
-def _collect(evaluator: Evaluator, data: Pipeline, variables: Variables, mesh: Mesh, batch_size: int) -> Outputs:
+def _collect(
+    evaluator: Evaluator,
+    data: Pipeline,
+    variables: Variables,
+    mesh: Mesh,
+    batch_size: int,
+    check: Callable[[], None],
+) -> Outputs:
     """The outputs of all items in memory, on every process if there is a `score_fn`, else on process 0."""
     rows = Rows(data.epoch_examples())
     keep = jax.process_index() == 0 or evaluator.score_fn is not None
@@ -88,11 +101,18 @@ def _collect(evaluator: Evaluator, data: Pipeline, variables: Variables, mesh: M
     for index, outputs in _shown(found, 0, data.epoch_examples(), batch_size):
         if keep:
             rows.put(index, outputs)
+        check()
     return rows.finish() if keep else {}
 
 
 def _stream(
-    evaluator: Evaluator, sink: Sink, data: Pipeline, variables: Variables, mesh: Mesh, batch_size: int
+    evaluator: Evaluator,
+    sink: Sink,
+    data: Pipeline,
+    variables: Variables,
+    mesh: Mesh,
+    batch_size: int,
+    check: Callable[[], None],
 ) -> Outputs:
     """The outputs of all items in a sink, to which every process writes its own; resumes where all have written."""
     total = data.epoch_examples()
@@ -111,6 +131,7 @@ def _stream(
     found = predict_batches(evaluator.predict_fn, variables, data, mesh=mesh)
     for number, (index, outputs) in enumerate(_shown(found, done, total, batch_size), start=done):
         sink.write(number, index, outputs)
+        check()
     return sink.finish(total)
 
 

@@ -4,6 +4,14 @@ from ml_collections import ConfigDict
 
 from vlm_jax.config import base_config
 
+MAY_CHANGE = (
+    "retrieval",
+    "linear",
+    "data.directory",
+    "data.workers",
+)
+"""Keys that may differ when a run is resumed: evaluation, workers, and where its data lie."""
+
 
 def default_config() -> ConfigDict:
     """Return the published configuration, not locked."""
