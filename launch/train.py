@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run: checkpoints, metrics, results")
     arguments, config = _cli.parse(parser)
     configs.describe(config)
+    configs.use_carried_files(config, arguments.workdir, where_missing=True)
     _cli.compile_cache()
     sharding.initialize()
     jax.config.update("jax_debug_nans", config.debug_nans)

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vlm_jax.errors import DataError
+from vlm_jax.files import finite, write_atomically
 from vlm_jax.progress import Progress
 from vlm_jax.task import Evaluator
 from vlm_jax.train.batches import predict_batches
@@ -75,15 +76,50 @@ def run(
     return Evaluation(_from_first(metrics), outputs)
 
 
+def check_results(folder: Path, name: str, evaluator: Evaluator, origin: Mapping, *, overwrite: bool) -> None:
+    """Check that results are not those of another evaluation; print a line where they are replaced.
+
+    The same evaluation of a newer checkpoint replaces the older one.
+
+    Args:
+      folder: Where `NAME.json` lies, if it is there.
+      name: The evaluator's.
+      evaluator: Its protocol counts.
+      origin: What was evaluated; its `checkpoint` and `step` do not count.
+      overwrite: Replace results of another evaluation as well.
+
+    Raises:
+      DataError: naming what differs.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text())
+        found = {**found["protocol"], **found}
+    except (ValueError, KeyError, TypeError):
+        found = {}
+    expected = json.loads(json.dumps({**evaluator.protocol, **origin}))
+    differing = [key for key in expected if key not in ("checkpoint", "step") and found.get(key) != expected[key]]
+    if differing and not overwrite:
+        key = differing[0]
+        raise DataError(
+            f"{path}: holds another evaluation: {key} is {found.get(key)!r} there, now {expected[key]!r}; --name LABEL "
+            "writes beside it, --overwrite replaces it"
+        )
+    if jax.process_index() == 0 and (differing or found["step"] != expected["step"]):
+        print(f"{path}: replaces the results of step {found.get('step')}")
+
+
 def write_results(folder: Path, name: str, evaluation: Evaluation, evaluator: Evaluator, origin: Mapping) -> None:
     """Write `NAME.json` (metrics, protocol, origin) and what the evaluator itself writes, on process 0."""
     if jax.process_index():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"metrics": evaluation.metrics, "protocol": dict(evaluator.protocol), **origin}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     if evaluator.write:
         evaluator.write(evaluation.outputs, folder)
+    content = finite({"metrics": evaluation.metrics, "protocol": dict(evaluator.protocol), **origin})
+    write_atomically(folder / f"{name}.json", (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def _collect(

@@ -71,6 +71,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
     start = int(state.step)
     if first:
         workdir.mkdir(parents=True, exist_ok=True)
+        configs.carry_files(config, workdir)
         configs.write(config, workdir / "config.json")
 
     say(f"{task.name}: {total} steps of {config.batch_size} examples on {_devices()}")
@@ -153,6 +154,7 @@ def _check_run(config: ConfigDict, workdir: Path, say: Callable[[str], None]) ->
     if not (workdir / "config.json").is_file():
         return
     check_sources(config, workdir)
+    configs.check_carried_files(config, workdir)
     allowed, refused = configs.changes(config, configs.read(workdir / "config.json"))
     if refused:
         raise configs.ConfigError(

@@ -9,8 +9,12 @@ MAY_CHANGE = (
     "linear",
     "data.directory",
     "data.workers",
+    "text.vocabulary",
 )
 """Keys that may differ when a run is resumed: evaluation, workers, and where its data lie."""
+
+CARRIED = ("text.vocabulary",)
+"""Keys of files that are copied into a run's folder."""
 
 
 def default_config() -> ConfigDict:
