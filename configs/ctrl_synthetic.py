@@ -31,6 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimizer.epsilon_before_correction = False
     config.schedule.name, config.schedule.warmup_steps = "cosine", 100
     config.checkpoint.every_epochs, config.checkpoint.every_steps = 0, 1000
+    config.checkpoint.keep_best, config.checkpoint.best_metric = 0, ""
     config.evaluate.every_epochs, config.evaluate.names = 0, ()
     held_out = {"windows": f"{DATA}/test_windows", "queries": config.data.queries, "split": "test"}
     rule = {"thresholds": (0.3, 0.5, 0.7), "ks": (1, 5), "count_videos_without_windows": True}

@@ -17,6 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config()
     config.evaluate.every_epochs = 1
     config.evaluate.names = ("tacos",)
+    config.checkpoint.keep_best, config.checkpoint.best_metric = 1, "tacos/mean_R@1"
     config.moments = ConfigDict(
         {
             "tacos": {
@@ -46,6 +47,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.visual_dim, config.model.sentence_dim = 24, 10
         config.model.dim, config.model.hidden_dim = 16, 12
         config.checkpoint.every_steps, config.checkpoint.every_epochs = 3, 0
+        config.checkpoint.keep_best, config.checkpoint.best_metric = 0, ""
         config.evaluate.every_epochs, config.evaluate.names = 0, ()
         config.moments = ConfigDict({})
     return config

@@ -20,13 +20,16 @@ from vlm_jax.errors import UserError
 from vlm_jax.references import PREFIX
 
 
-def parser(description: str) -> argparse.ArgumentParser:
+def parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
     """An argument parser with `--config`."""
     made = argparse.ArgumentParser(
         description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Any config key can be set: --config.batch_size=64 --config.schedule.learning_rate=1e-4",
     )
-    made.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a file of configs/, and its variant")
+    made.add_argument(
+        "--config", required=config_required, metavar="FILE[:VARIANT]", help="a file of configs/, and its variant"
+    )
     return made
 
 

@@ -18,7 +18,9 @@ def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--system", choices=convertible(), help="whose checkpoint; with --reverse, ours says so")
-    parser.add_argument("--source", required=True, type=Path, help="the reference's file; with --reverse, ours")
+    parser.add_argument(
+        "--source", required=True, type=Path, help="the reference's file; with --reverse, ours: RUN, RUN@best"
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder to make; with --reverse, file to write")
     parser.add_argument("--average", action="store_true", help="the running average of the parameters, if there is one")
     parser.add_argument("--reverse", action="store_true", help="from ours to the reference's names")

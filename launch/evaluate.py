@@ -1,13 +1,18 @@
-"""Evaluates a checkpoint: python launch/evaluate.py --config FILE[:VARIANT] --workdir DIR [--checkpoint PATH]
+"""Evaluates a checkpoint: python launch/evaluate.py --workdir RUN [--checkpoint PATH] [--config.key=value ...]
 
-Restores the newest checkpoint of the workdir, or the one given (a step's folder or a converted checkpoint), runs the
-evaluators and writes `workdir/results/NAME.json`, each stating its protocol.
+Restores the newest checkpoint of the run, or the one given (`RUN@best`, `RUN@STEP`, a step's folder, a converted
+checkpoint, released:NAME), runs the evaluators of its config and writes `RUN/results/NAME.json`, each stating its
+protocol and what was evaluated. `--config FILE` takes evaluators and data from a file instead of from the run. Results
+of another evaluation stay as they are: `--name LABEL` writes to `RUN/results/LABEL/`, `--overwrite` replaces them.
 """
 
+import argparse
 from pathlib import Path
+from typing import Any
 
 import _cli
 import jax
+from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
 from vlm_jax.convert import checkpoint_path
@@ -19,38 +24,71 @@ from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
 
 def main() -> None:
     """Runs the command."""
-    parser = _cli.parser(__doc__.splitlines()[0])
+    parser = _cli.parser(__doc__, config_required=False)
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; results go there")
-    parser.add_argument("--checkpoint", type=Path, help="instead of the workdir's newest; or released:NAME")
+    parser.add_argument("--checkpoint", default="", help="instead of the workdir's newest, such as RUN@best")
     parser.add_argument("--evaluator", action="append", help="run only this one; may be repeated")
     parser.add_argument("--average", action="store_true", help="the running average of the parameters")
-    arguments, config = _cli.parse(parser)
+    parser.add_argument("--name", default="", help="subfolder of results/ to write to")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of another evaluation")
+    arguments, overrides = _cli.parse_overrides(parser)
+    if Path(arguments.name).name != arguments.name:
+        raise ConfigError(f"--name: expected the name of a folder, found {arguments.name!r}")
+    folder = checkpoint_folder(checkpoint_path(arguments.checkpoint or arguments.workdir))
+    config = read_config(arguments.config, folder, overrides)
     _cli.compile_cache()
     sharding.initialize()
     jax.config.update("jax_default_matmul_precision", config.matmul_precision)
-    folder = checkpoint_folder(checkpoint_path(arguments.checkpoint or arguments.workdir))
-    configs.adopt(config, configs.find(folder))
     task = get_task(config)
     for name in arguments.evaluator or ():
         if name not in task.evaluators:
             raise ConfigError(f"--evaluator: {name!r} is not one of {', '.join(task.evaluators) or 'none'}")
+    if not task.evaluators:
+        raise ConfigError(f"{arguments.config or folder}: its config has no evaluators")
+    results, origin = arguments.workdir / "results" / arguments.name, describe(arguments, folder, overrides)
+    chosen = {name: task.evaluators[name] for name in arguments.evaluator or task.evaluators}
+    for name, evaluator in chosen.items():
+        evaluate.check_results(results, name, evaluator, origin, overwrite=arguments.overwrite)
     mesh = sharding.make_mesh(config.mesh)
     abstract = task.abstract_variables()
     places = sharding.shardings(mesh, task.partition_rules, abstract)
     abstract = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, places)
     variables = restore_variables(folder, abstract, average=arguments.average)
-    for name in arguments.evaluator or task.evaluators:
-        evaluator = task.evaluators[name]
-        results = arguments.workdir / "results"
+    for name, evaluator in chosen.items():
         evaluation = evaluate.run(evaluator, variables, mesh, config.evaluate.batch_size, results)
         if jax.process_index():
             continue
-        origin = {"checkpoint": str(folder), "config": arguments.config}
         evaluate.write_results(results, name, evaluation, evaluator, origin)
-        print(f"{name} ({folder}):")
+        print(f"{name} ({folder}, {origin['weights']} weights):")
         for metric, value in evaluation.metrics.items():
             print(f"  {metric:<24} {value:.4f}")
         print(f"  written to {results / name}.json")
+
+
+def read_config(reference: str, folder: Path, overrides: list[str]) -> ConfigDict:
+    """Return the config of the checkpoint's run, or of a file with what the data of training said."""
+    trained = configs.find(folder)
+    if reference:
+        config = configs.load(reference, overrides)
+        configs.adopt(config, trained)
+        return config
+    for override in overrides:
+        configs.apply_override(trained, override)
+    configs.check(trained)
+    return trained
+
+
+def describe(arguments: argparse.Namespace, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Return what results state of their origin; a checkpoint of the run itself is named from the run's folder."""
+    folder, workdir = folder.absolute(), arguments.workdir.absolute()
+    return {
+        "checkpoint": str(folder.relative_to(workdir) if folder.is_relative_to(workdir) else folder),
+        "step": int(folder.name) if folder.name.isdigit() else None,
+        "chosen_by": arguments.checkpoint or "newest",
+        "weights": "averaged" if arguments.average else "raw",
+        "config": arguments.config or "the run's",
+        "overrides": overrides,
+    }
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ ENDINGS = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="a workdir, a step, a converted one, released:milnce")
+    parser.add_argument("--checkpoint", required=True, help="RUN, RUN@best, a converted one, released:milnce")
     parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     parser.add_argument("--list", type=Path, help="csv with the column video_path, below the folder; else all videos")
     parser.add_argument("--output", required=True, type=Path, help="folder of the features")

@@ -22,7 +22,7 @@ def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", required=True, help="with a text tower: a workdir, a step, a converted one, ..."
+        "--checkpoint", required=True, help="with a text tower: RUN, RUN@best, a converted one, released:NAME"
     )
     parser.add_argument("--vocabulary", default="", help="word list, where the checkpoint's config names none")
     parser.add_argument("--queries", required=True, type=Path, help="file of annotations")

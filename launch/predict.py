@@ -31,7 +31,7 @@ Skipped = list[tuple[str, str, str]]
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="a workdir, a step, a converted one, released:NAME")
+    parser.add_argument("--checkpoint", required=True, help="RUN, RUN@best, RUN@STEP, a converted one, released:NAME")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--video", type=Path, help="a video file")
     asked.add_argument("--filelist", type=Path, help="videos of the prepared data, or sentences about them")

@@ -1,6 +1,7 @@
 """Trains a system: python launch/train.py --config configs/NAME.py[:variant] --workdir DIR [--config.key=value ...]
 
-The same command again resumes from the newest checkpoint of the workdir. SIGTERM saves and stops.
+The same command again resumes from the newest checkpoint of the workdir. SIGTERM and Ctrl-C save and stop; a second
+Ctrl-C stops without waiting.
 """
 
 from pathlib import Path
@@ -20,6 +21,7 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run: checkpoints, metrics, results")
     arguments, config = _cli.parse(parser)
     configs.describe(config)
+    configs.use_carried_files(config, arguments.workdir, where_missing=True)
     _cli.compile_cache()
     sharding.initialize()
     jax.config.update("jax_debug_nans", config.debug_nans)

@@ -69,3 +69,24 @@ def test_what_is_written_is_read(root, monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match="not a JSON config"):
         configs.read(tmp_path / "config.json")
+
+
+def test_a_run_carries_its_word_list(tmp_path):
+    """It is used where the run is moved and the list is gone; another list under the same name is noticed."""
+    words, run = tmp_path / "words.npy", tmp_path / "run"
+    words.write_bytes(b"words")
+    config = configs.load("configs/milnce_howto100m.py:smoke", [f"--config.text.vocabulary={words}"])
+    run.mkdir()
+    configs.write(config, run / "config.json")
+    configs.carry_files(config, run)
+    configs.check_carried_files(config, run)
+    assert configs.changes(config, configs.read(run / "config.json")) == ([], [])
+    words.write_bytes(b"other")
+    with pytest.raises(ConfigError, match=r"config.text.vocabulary: .*words.npy has other content than .*run/text"):
+        configs.check_carried_files(config, run)
+    words.unlink()
+    moved = run.rename(tmp_path / "moved")
+    own = str(moved / "text.vocabulary.npy")
+    assert configs.find(moved / "checkpoints" / "00000003").text.vocabulary == own
+    configs.use_carried_files(config, moved, where_missing=True)
+    assert config.text.vocabulary == own

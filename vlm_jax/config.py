@@ -14,10 +14,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vlm_jax.errors import ConfigError
-from vlm_jax.files import write_json
+from vlm_jax.files import write_atomically, write_json
 
 SYSTEMS = "vlm_jax.systems"
 """Package whose packages are the systems."""
+
+
+MAY_CHANGE = ("steps", "epochs", "log_every", "debug_nans", "checkpoint", "evaluate", "mesh")
+"""Keys and sections that may differ when a run is resumed; a system's config module may name its own."""
 
 
 def system_names() -> list[str]:
@@ -235,6 +239,70 @@ def check(config: ConfigDict) -> None:
         )
 
 
+def changes(config: ConfigDict, run: ConfigDict) -> tuple[list[str], list[str]]:
+    """Return how a config differs from that of a run that it resumes, one text per key: what may change, what may not.
+
+    What may change are `MAY_CHANGE` and the system's own `MAY_CHANGE`: logging, evaluation, which checkpoints stay,
+    the length of the run, its devices, and where its data lie. Keys that only one of the two has are not compared.
+    """
+    allowed, refused = [], []
+    free = (*MAY_CHANGE, *getattr(system_module(config.task, "config"), "MAY_CHANGE", ()))
+    ours, theirs = (_flat(json.loads(json.dumps(one.to_dict()))) for one in (config, run))
+    for key in sorted(ours.keys() & theirs.keys()):
+        if ours[key] != theirs[key]:
+            may = any(key == name or key.startswith(f"{name}.") for name in free)
+            (allowed if may else refused).append(f"config.{key}: {theirs[key]!r} in the run, now {ours[key]!r}")
+    return allowed, refused
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a tree by dotted key."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def carry_files(config: ConfigDict, folder: Path) -> None:
+    """Copy the small files that a run needs beside its data, such as a word list, into its folder.
+
+    These are the keys `CARRIED` of the system's config module; `find` uses the copies.
+    """
+    for given, own in _carried(config, folder).values():
+        if given.is_file() and not (own.is_file() and own.samefile(given)):
+            write_atomically(own, given.read_bytes())
+
+
+def check_carried_files(config: ConfigDict, folder: Path) -> None:
+    """Check that the files of a config are those that a run began with.
+
+    Raises:
+      ConfigError: for a file of other content.
+    """
+    for key, (given, own) in _carried(config, folder).items():
+        if given.is_file() and own.is_file() and given.read_bytes() != own.read_bytes():
+            raise ConfigError(f"config.{key}: {given} has other content than {own}, which the run began with")
+
+
+def use_carried_files(config: ConfigDict, folder: Path, *, where_missing: bool = False) -> None:
+    """Name a run's own copies of files in its config: all, or those of files that are not where the config says."""
+    carried = _carried(config, folder).items()
+    found = {key: str(own) for key, (given, own) in carried if own.is_file()}
+    set_keys(
+        config, {key: own for key, own in found.items() if not where_missing or not Path(_at(config, key)).exists()}
+    )
+
+
+def _carried(config: ConfigDict, folder: Path) -> dict[str, tuple[Path, Path]]:
+    """The file that a config names and the run's copy of it, by key."""
+    keys = getattr(system_module(config.task, "config"), "CARRIED", ()) if config.task in system_names() else ()
+    given = {key: _at(config, key) for key in keys}
+    return {key: (Path(value), folder / f"{key}{Path(value).suffix}") for key, value in given.items() if value}
+
+
 def write(config: ConfigDict, path: Path) -> None:
     """Writes the resolved config as JSON."""
     write_json(path, config.to_dict())
@@ -257,14 +325,16 @@ def read(path: Path) -> ConfigDict:
 
 
 def find(checkpoint: Path) -> ConfigDict:
-    """The config.json of a checkpoint: in its folder or the nearest one above.
+    """The config.json of a checkpoint, in its folder or the nearest one above, with the run's own copies of files.
 
     Raises:
       ConfigError: where there is none.
     """
     for folder in (checkpoint, *checkpoint.absolute().parents[:2]):
         if (folder / "config.json").is_file():
-            return read(folder / "config.json")
+            config = read(folder / "config.json")
+            use_carried_files(config, folder)
+            return config
     raise ConfigError(f"checkpoint {checkpoint}: no config.json in its folder or above")
 
 

@@ -12,7 +12,7 @@ from vlm_jax import config as configs
 from vlm_jax.interop import torch_files
 from vlm_jax.references import FORMATS, PREFIX, config_of, fetch_released, read_arrays, released_folder
 from vlm_jax.task import get_task
-from vlm_jax.train.checkpoint import restore_variables, save_variables
+from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables, save_variables
 
 
 class Converted(NamedTuple):
@@ -43,15 +43,21 @@ def convert(
     variables = configs.system_module(system, "interop").to_variables(arrays, get_task(config).abstract_variables())
     save_variables(output, variables, {"system": system, "source": str(source)})
     configs.write(config, output / "config.json")
+    configs.carry_files(config, output)
     return Converted(len(arrays), sum(leaf.size for leaf in jax.tree.leaves(variables)))
 
 
-def revert(source: Path, output: Path) -> int:
+def revert(source: str | Path, output: Path) -> int:
     """Write one of our checkpoints under its reference's names; return the number of arrays.
+
+    Args:
+      source: As `inference.load` takes it.
+      output: File to write.
 
     Raises:
       UserError: where there is no checkpoint.
     """
+    source = checkpoint_folder(checkpoint_path(source))
     config = configs.find(source)
     variables = restore_variables(source, get_task(config).abstract_variables())
     arrays = configs.system_module(config.task, "interop").to_state_dict(jax.device_get(variables))

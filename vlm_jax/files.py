@@ -1,6 +1,7 @@
 """Writing files that are whole or not there: under a temporary name first, then renamed."""
 
 import json
+import math
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,5 +27,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes readable JSON, keys in alphabetical order."""
-    write_atomically(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+    """Writes readable JSON, keys in alphabetical order; see `finite`."""
+    write_atomically(path, (json.dumps(finite(content), indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def finite(content: Any) -> Any:
+    """Return the same content with null for numbers that are not finite, which JSON does not know."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

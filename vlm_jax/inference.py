@@ -29,7 +29,8 @@ def load(
     """Restore a checkpoint and return its system's predictor.
 
     Args:
-      checkpoint: A workdir (its newest checkpoint), a step's folder, a converted checkpoint, or `released:NAME`.
+      checkpoint: A workdir (its newest checkpoint), `WORKDIR@best`, `WORKDIR@STEP`, a step's folder, a converted
+        checkpoint, or `released:NAME`.
       vocabulary: Word list to use where the config, or that of the text encoder, names none.
       average: The running average of the parameters.
       video_checkpoint: Of a system that works on features: what made those of videos, where it was moved.

@@ -180,7 +180,9 @@ def test_after_init_sees_what_was_loaded_and_a_resume_does_not_call_it(tmp_path)
     state = train(task, config, tmp_path / "run")
     np.testing.assert_allclose(state.params["kernel"], source["params"]["kernel"] + 1)
     assert seen == [3.0]
-    train(task, toy.make_config(init_from=("gone",), steps=2), tmp_path / "run")
+    (tmp_path / "source").rename(tmp_path / "gone")
+    longer = toy.make_config(init_from=(str(tmp_path / "source"),), steps=2, schedule__learning_rate=0.0)
+    train(task, longer, tmp_path / "run")
     assert seen == [3.0]
     assert "init_from" in json.loads((tmp_path / "run" / "config.json").read_text())
     # Without any source it is called, too.

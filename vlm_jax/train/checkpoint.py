@@ -1,138 +1,236 @@
 """Orbax checkpoints: of a run (`Checkpoints`) and of variables alone (`save_variables`, `restore_variables`).
 
-Both lie on disk in one form: `state/` holds the arrays, `data/` a JSON with the data position or the origin.
+Both lie on disk in one form: `state/` holds the arrays, `data/` a JSON with the data position or the origin and the
+checksums of the arrays, `files.json` the sizes of all files.
 """
 
+import contextlib
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from orbax.checkpoint import checkpoint_managers as managers
 
-from vlm_jax.errors import UserError
+from vlm_jax import config as configs
+from vlm_jax.train import step_folders
+from vlm_jax.train.checksums import checksums
 from vlm_jax.train.optimizer import path_name
 from vlm_jax.train.state import TrainState
+from vlm_jax.train.step_folders import CheckpointError, DamagedError
 from vlm_jax.types import PyTree, Variables
 
-# Orbax warns that `state/` of a step, read alone, has no description of its own.
-logging.getLogger("absl").addFilter(lambda record: "_CHECKPOINT_METADATA" not in record.getMessage())
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be used; one line naming the folder."""
+# Orbax warns that `state/` of a step, read alone, has no description of its own, and of leftovers that it replaces.
+logging.getLogger("absl").addFilter(
+    lambda record: not any(words in record.getMessage() for words in ("_CHECKPOINT_METADATA", "temporary directory"))
+)
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `workdir/checkpoints/STEP`.
+    """The checkpoints of one run, in `workdir/checkpoints/STEP`; all processes call the methods alike.
 
     Args:
-      directory: Made if missing.
+      directory: Made by the first save.
       config: `config.checkpoint`: how many latest and best ones stay.
+
+    Raises:
+      CheckpointError: where the best ones stay, but no metric ranks them.
     """
 
     def __init__(self, directory: Path, config: ConfigDict) -> None:
-        self.directory = directory.absolute()
-        policies: list[managers.PreservationPolicy] = [managers.LatestN(max(1, config.keep))]
-        options: dict[str, Any] = {}
-        if config.keep_best:
-            if not config.best_metric:
-                raise CheckpointError("config.checkpoint.best_metric: must name a metric where keep_best is set")
-            sign = -1 if config.best_is_lowest else 1
+        if config.keep_best and not config.best_metric:
+            raise CheckpointError("config.checkpoint.best_metric: must name a metric where keep_best is set")
+        self.directory, self.config = directory.absolute(), config
+        self.first = jax.process_index() == 0
+        self.writing: Path | None = None
+        self.writer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
-            def rank(metrics: Mapping[str, float]) -> float:
-                return sign * metrics[config.best_metric]
-
-            best = managers.BestN(n=config.keep_best, get_metric_fn=rank, keep_checkpoints_without_metrics=False)
-            policies.append(best)
-            options = {"best_fn": rank, "best_mode": "max"}
-        self.best_metric = config.best_metric if config.keep_best else ""
-        self.manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=managers.AnyPreservationPolicy(policies), step_format_fixed_length=8, **options
-            ),
-            item_names=("state", "data"),
-        )
+    def steps(self) -> list[int]:
+        """Return the steps of finished checkpoints, oldest first, the same on every process."""
+        found = list(step_folders.step_folders(self.directory))
+        if jax.process_count() == 1:
+            return found
+        count = int(multihost_utils.broadcast_one_to_all(np.int32(len(found))))
+        steps = np.zeros(count, np.int32)
+        if self.first:
+            steps[:] = found
+        return multihost_utils.broadcast_one_to_all(steps).tolist()
 
     def latest_step(self) -> int | None:
-        """Step of the newest complete checkpoint."""
-        return self.manager.latest_step()
+        """Return the step of the newest finished checkpoint."""
+        return max(self.steps(), default=None)
 
-    def save(self, state: TrainState, position: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Saves in the background; a step that is saved already is left as it is.
+    def save(self, state: TrainState, position: int) -> None:
+        """Save in the background; a step that is saved already is left as it is.
 
         Raises:
-          CheckpointError: where metrics are given without the one that ranks checkpoints.
+          CheckpointError: where an array is not finite, or this or the previous checkpoint cannot be written.
         """
+        self.wait()
         step = int(state.step)
-        if step == self.manager.latest_step():
+        if step in step_folders.step_folders(self.directory):
             return
-        if metrics and self.best_metric and self.best_metric not in metrics:
+        sums, infinite = checksums(state)
+        if infinite:
+            more = f" (and {len(infinite) - 1} more)" if infinite[1:] else ""
             raise CheckpointError(
-                f"config.checkpoint.best_metric: {self.best_metric!r} is not one of {', '.join(sorted(metrics))}"
+                f"step {step}: {infinite[0]}{more} is not finite after this update; not saved, and the last checkpoint "
+                "before it was kept"
             )
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave({"position": position})),
-            metrics=dict(metrics) if metrics and self.best_metric else None,
-            force=True,
-        )
+        folder = self._folder(step)
+        if self.first:
+            with _one_line(folder):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                for stale in step_folders.unfinished(self.directory):
+                    shutil.rmtree(stale, ignore_errors=True)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"saving {folder.name}")
+        self.writing = folder
+        with _one_line(folder):
+            self.writer.save(folder, args=_arguments(state, {"position": position, "checksums": sums}), force=True)
 
-    def restore(self, state: TrainState) -> tuple[TrainState, int]:
-        """The newest checkpoint, as arrays placed like the given shapes, and its data position.
+    def wait(self) -> None:
+        """Wait for what is being written, then delete what shall not stay.
 
         Raises:
-          CheckpointError: where it holds other arrays than `state`.
+          CheckpointError: where it cannot be written.
         """
-        step = self.manager.latest_step()
-        folder = checkpoint_folder(self.directory, step)
-        _check_shapes(folder, stored_shapes(folder), state)
-        restored = self.manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(state), data=ocp.args.JsonRestore())
-        )
-        return restored["state"], int(restored["data"]["position"])
+        if self.writing is None:
+            return
+        folder, self.writing = self.writing, None
+        with _one_line(folder):
+            self.writer.wait_until_finished()
+            if self.first:
+                step_folders.write_manifest(folder)
+                self._delete()
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the processes agreed that one of them was told to stop."""
-        return self.manager.reached_preemption(step)
+    def is_evaluated(self, step: int) -> bool:
+        """Return whether the evaluation of a step's checkpoint was completed."""
+        found = step_folders.read_metrics(self._folder(step)) is not None
+        return bool(multihost_utils.broadcast_one_to_all(np.int32(found))) if jax.process_count() > 1 else found
+
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note what was measured at a step that was saved; the best checkpoints are chosen by it.
+
+        Raises:
+          CheckpointError: where the metric that ranks checkpoints is missing.
+        """
+        self.wait()
+        wanted = self.config.best_metric
+        if wanted and self.config.keep_best and wanted not in metrics:
+            raise CheckpointError(
+                f"config.checkpoint.best_metric: {wanted!r} is not one of {', '.join(sorted(metrics))}"
+            )
+        if self.first:
+            with _one_line(self._folder(step)):
+                step_folders.write_metrics(self._folder(step), metrics)
+                self._delete()
+
+    def restore(self, state: TrainState, batch_size: int, say: Callable[[str], None]) -> tuple[TrainState, int]:
+        """Return the newest checkpoint that is not damaged, as arrays placed like the given shapes, and its position.
+
+        Args:
+          state: Shapes, types and places.
+          batch_size: Examples of a step: the position belongs to the step.
+          say: Takes a line for every damaged checkpoint, whose folder is then renamed to `STEP.damaged`.
+
+        Raises:
+          CheckpointError: where it holds other arrays than `state`, or none is whole.
+        """
+        damaged: list[tuple[Path, str]] = []
+        for step in reversed(self.steps()):
+            folder = self._folder(step)
+            found, problem = None, ""
+            try:
+                found = _read_run(folder, state, step, batch_size)
+            except DamagedError as error:
+                problem = str(error)
+            if _agree(found is not None):
+                break
+            damaged.append((folder, problem or f"checkpoint {folder}: damaged for another process"))
+        else:
+            raise CheckpointError(f"{damaged[0][1]}; no other checkpoint of the run can be read")
+        for folder, problem in damaged:
+            say(f"{problem}; resuming from step {step} instead")
+            if self.first:
+                aside = folder.with_name(f"{folder.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
+        return found
 
     def close(self) -> None:
-        """Waits for what is being written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Wait for what is being written.
+
+        Raises:
+          CheckpointError: where it cannot be written.
+        """
+        with _one_line(self.writing or self.directory), contextlib.closing(self.writer):
+            self.wait()
+
+    def _folder(self, step: int) -> Path:
+        return self.directory / f"{step:08d}"
+
+    def _delete(self) -> None:
+        folders = step_folders.step_folders(self.directory)
+        for step in folders.keys() - step_folders.kept_steps(folders, self.config):
+            # Renamed first, so that a half deleted one is never taken for a checkpoint.
+            stale = folders[step].with_name(f"{folders[step].name}.orbax-checkpoint-tmp-deleted")
+            folders[step].rename(stale)
+            shutil.rmtree(stale)
 
 
-def checkpoint_folder(path: Path, step: int | None = None) -> Path:
-    """The folder that holds `state/`: `path` itself, or the newest (or given) step under it.
+def checkpoint_folder(reference: str | Path) -> Path:
+    """Return the folder that holds `state/`.
 
     Args:
-      path: A step's folder, a converted checkpoint, a workdir or its `checkpoints` folder.
-      step: Which step of a workdir.
+      reference: A step's folder, a converted checkpoint, a workdir or its `checkpoints` folder (its newest step), or
+        one of the last two with `@best` or `@STEP`.
 
     Raises:
       CheckpointError: where there is none.
     """
-    if (path / "state").is_dir():
+    path, choice = Path(reference), ""
+    if not path.exists() and "@" in path.name:
+        name, _, choice = path.name.rpartition("@")
+        path = path.with_name(name) if name else path.parent
+    if not choice and not path.name.endswith(".orbax-checkpoint-tmp") and (path / "state").is_dir():
         return path
-    for parent in (path, path / "checkpoints"):
-        steps = sorted(entry for entry in parent.glob("[0-9]*") if (entry / "state").is_dir())
-        if step is not None:
-            steps = [entry for entry in steps if int(entry.name) == step]
-        if steps:
-            return steps[-1]
-    raise CheckpointError(f"checkpoint {path}: no checkpoint there" + (f" of step {step}" if step is not None else ""))
+    folders = next(filter(None, (step_folders.step_folders(place) for place in (path, path / "checkpoints"))), {})
+    if not folders:
+        raise CheckpointError(f"checkpoint {reference}: no checkpoint there")
+    if not choice:
+        return folders[max(folders)]
+    if choice == "best":
+        return folders[_best(path, folders)]
+    if not choice.isdigit() or int(choice) not in folders:
+        raise CheckpointError(
+            f"checkpoint {reference}: found no step {choice!r}, expected best or one of {', '.join(map(str, folders))}"
+        )
+    return folders[int(choice)]
+
+
+def _best(path: Path, folders: Mapping[int, Path]) -> int:
+    """The best step of a run, by the metric that its config names."""
+    config = configs.find(next(iter(folders.values()))).checkpoint
+    if not config.best_metric:
+        raise CheckpointError(f"checkpoint {path}@best: the run's config.checkpoint.best_metric names no metric")
+    ranked = step_folders.by_rank(folders, config)
+    if not ranked:
+        raise CheckpointError(f"checkpoint {path}@best: no checkpoint of the run has the metric {config.best_metric!r}")
+    return ranked[0]
 
 
 def save_variables(path: Path, variables: Variables, origin: Mapping[str, Any]) -> None:
     """Writes variables as a checkpoint that `restore_variables` and the evaluators read.
 
     Raises:
-      CheckpointError: where `path` holds something already.
+      CheckpointError: where `path` holds something already, or cannot be written.
     """
     if path.exists() and any(path.iterdir()):
         raise CheckpointError(f"checkpoint {path}: exists already and is not empty")
@@ -140,12 +238,10 @@ def save_variables(path: Path, variables: Variables, origin: Mapping[str, Any]) 
         "params": variables["params"],
         "model_state": {name: value for name, value in variables.items() if name != "params"},
     }
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(
-            path.absolute(),
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(origin))),
-            force=True,
-        )
+    content = {**origin, "checksums": checksums(state)[0]}
+    with _one_line(path), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path.absolute(), args=_arguments(state, content), force=True)
+        step_folders.write_manifest(path)
 
 
 def restore_variables(path: Path, variables: PyTree, *, average: bool = False) -> dict[str, Any]:
@@ -157,11 +253,13 @@ def restore_variables(path: Path, variables: PyTree, *, average: bool = False) -
       average: The running average of the parameters in place of the parameters.
 
     Raises:
-      CheckpointError: where there is no checkpoint, or it is of another model.
+      CheckpointError: where there is no checkpoint, it is of another model, is damaged, or has no average.
     """
-    folder = checkpoint_folder(Path(path))
+    folder = checkpoint_folder(path)
     stored = stored_shapes(folder)
-    params = "ema_params" if average and any(name.startswith("ema_params/") for name in stored) else "params"
+    params = "ema_params" if average else "params"
+    if average:
+        require_average(folder, stored)
     model_state = {name: value for name, value in variables.items() if name != "params"}
     wanted = {params: variables["params"], **({"model_state": model_state} if model_state else {})}
     # A run's checkpoint may hold more collections of the model state than a model has: those of the run itself.
@@ -172,10 +270,28 @@ def restore_variables(path: Path, variables: PyTree, *, average: bool = False) -
     return {"params": restored[params], **restored.get("model_state", {})}
 
 
+def require_average(folder: Path, names: Mapping[str, Any]) -> None:
+    """Check that a checkpoint with arrays of these names holds a running average of the parameters.
+
+    Raises:
+      CheckpointError: where it holds none.
+    """
+    if not any(name.startswith("ema_params/") for name in names):
+        raise CheckpointError(
+            f"checkpoint {folder}: holds no running average of the parameters; its run had "
+            "config.optimizer.ema_decay = 0, or it was converted without one"
+        )
+
+
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all arrays of a checkpoint by name: 'params/a/b', 'model_state/batch_stats/a/b'."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        metadata = checkpointer.metadata(folder.absolute() / "state")
+    """Return the shapes of all arrays of a checkpoint by name: 'params/a/b', 'model_state/batch_stats/a/b'.
+
+    Raises:
+      DamagedError: where its files are not those that were written.
+    """
+    step_folders.check_files(folder)
+    with _damage(folder):
+        metadata = ocp.PyTreeCheckpointHandler().metadata(folder.absolute() / "state")
     tree = getattr(metadata, "item_metadata", metadata)
     tree = getattr(tree, "tree", tree)
     return _shapes(tree)
@@ -192,14 +308,75 @@ def restore_arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> 
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
 
 
+def _read_run(folder: Path, state: TrainState, step: int, batch_size: int) -> tuple[TrainState, int]:
+    """A run's whole state and its data position."""
+    _check_shapes(folder, stored_shapes(folder), state)
+    position = _read_data(folder).get("position")
+    if position != step * batch_size:
+        raise DamagedError(
+            f"checkpoint {folder}: damaged: its data position is {position!r}, expected {step * batch_size}"
+        )
+    return _restore(folder, state), position
+
+
 def _restore(folder: Path, wanted: PyTree) -> PyTree:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(
+    """Read arrays and compare their checksums; the handler alone, so that no process waits for one that fails."""
+    with _damage(folder):
+        restored = ocp.PyTreeCheckpointHandler().restore(
             folder.absolute() / "state",
             args=ocp.args.PyTreeRestore(
                 wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
             ),
         )
+    expected = _read_data(folder).get("checksums", {})
+    for name, found in checksums(restored)[0].items():
+        # One that was read as another type than was written has no checksum to compare with.
+        if found.split()[0] == expected.get(name, found).split()[0] and found != expected.get(name, found):
+            raise DamagedError(
+                f"checkpoint {folder}: damaged: the checksum of {name} is {found.split()[1]}, expected "
+                f"{expected[name].split()[1]}"
+            )
+    return restored
+
+
+def _arguments(state: PyTree, data: Mapping[str, Any]) -> ocp.args.Composite:
+    return ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(dict(data)))
+
+
+def _read_data(folder: Path) -> dict[str, Any]:
+    with _damage(folder):
+        return dict(ocp.JsonCheckpointHandler().restore(folder.absolute() / "data"))
+
+
+def _agree(success: bool) -> bool:
+    """Whether all processes succeeded."""
+    return bool(np.all(multihost_utils.process_allgather(np.asarray(success)))) if jax.process_count() > 1 else success
+
+
+@contextlib.contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    """Tell what cannot be read as damage; what the device says, such as that its memory is full, is none."""
+    try:
+        yield
+    except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # tensorstore and Orbax raise bare exceptions as well
+        raise DamagedError(f"checkpoint {folder}: damaged: {_first_line(error)}") from None
+
+
+@contextlib.contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Tell in one line that a checkpoint cannot be written, such as on a full disk."""
+    try:
+        yield
+    except (CheckpointError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # tensorstore and Orbax raise bare exceptions as well
+        raise CheckpointError(f"checkpoint {folder}: cannot be written: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from vlm_jax.errors import DataError
+from vlm_jax.files import finite, write_atomically
 from vlm_jax.progress import Progress
 from vlm_jax.task import Evaluator
 from vlm_jax.train.batches import predict_batches
@@ -34,7 +35,12 @@ class Evaluation:
 
 
 def run(
-    evaluator: Evaluator, variables: Variables, mesh: Mesh, batch_size: int, folder: Path | None = None
+    evaluator: Evaluator,
+    variables: Variables,
+    mesh: Mesh,
+    batch_size: int,
+    folder: Path | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Predict every item once, score and summarise; all processes call it.
 
@@ -48,6 +54,7 @@ def run(
       batch_size: Size of the global batch; rounded up to a multiple of the data shards.
       folder: Where the evaluator's sink writes. A killed evaluation resumes from what lies there. Without a folder
         the outputs are collected in memory.
+      check: Called after every batch, on all processes equally often; raises to end the evaluation.
 
     Raises:
       DataError: for an item that is missing or came twice, or parts of another evaluation in `folder`.
@@ -58,9 +65,9 @@ def run(
     if not data.epoch_examples():
         raise DataError("evaluation: the data have no items")
     if evaluator.sink and folder is not None:
-        outputs = _stream(evaluator, evaluator.sink(folder), data, variables, mesh, batch_size)
+        outputs = _stream(evaluator, evaluator.sink(folder), data, variables, mesh, batch_size, check)
     else:
-        outputs = _collect(evaluator, data, variables, mesh, batch_size)
+        outputs = _collect(evaluator, data, variables, mesh, batch_size, check)
     if evaluator.score_fn:
         outputs = {**outputs, **jax.device_get(evaluator.score_fn(variables, outputs, mesh))}
     if jax.process_index():
@@ -69,18 +76,60 @@ def run(
     return Evaluation(_from_first(metrics), outputs)
 
 
+def check_results(folder: Path, name: str, evaluator: Evaluator, origin: Mapping, *, overwrite: bool) -> None:
+    """Check that results are not those of another evaluation; print a line where they are replaced.
+
+    The same evaluation of a newer checkpoint replaces the older one.
+
+    Args:
+      folder: Where `NAME.json` lies, if it is there.
+      name: The evaluator's.
+      evaluator: Its protocol counts.
+      origin: What was evaluated; its `checkpoint` and `step` do not count.
+      overwrite: Replace results of another evaluation as well.
+
+    Raises:
+      DataError: naming what differs.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        return
+    try:
+        found = json.loads(path.read_text())
+        found = {**found["protocol"], **found}
+    except (ValueError, KeyError, TypeError):
+        found = {}
+    expected = json.loads(json.dumps({**evaluator.protocol, **origin}))
+    differing = [key for key in expected if key not in ("checkpoint", "step") and found.get(key) != expected[key]]
+    if differing and not overwrite:
+        key = differing[0]
+        raise DataError(
+            f"{path}: holds another evaluation: {key} is {found.get(key)!r} there, now {expected[key]!r}; --name LABEL "
+            "writes beside it, --overwrite replaces it"
+        )
+    if jax.process_index() == 0 and (differing or found["step"] != expected["step"]):
+        print(f"{path}: replaces the results of step {found.get('step')}")
+
+
 def write_results(folder: Path, name: str, evaluation: Evaluation, evaluator: Evaluator, origin: Mapping) -> None:
     """Write `NAME.json` (metrics, protocol, origin) and what the evaluator itself writes, on process 0."""
     if jax.process_index():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"metrics": evaluation.metrics, "protocol": dict(evaluator.protocol), **origin}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     if evaluator.write:
         evaluator.write(evaluation.outputs, folder)
+    content = finite({"metrics": evaluation.metrics, "protocol": dict(evaluator.protocol), **origin})
+    write_atomically(folder / f"{name}.json", (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _collect(evaluator: Evaluator, data: Pipeline, variables: Variables, mesh: Mesh, batch_size: int) -> Outputs:
+def _collect(
+    evaluator: Evaluator,
+    data: Pipeline,
+    variables: Variables,
+    mesh: Mesh,
+    batch_size: int,
+    check: Callable[[], None],
+) -> Outputs:
     """The outputs of all items in memory, on every process if there is a `score_fn`, else on process 0."""
     rows = Rows(data.epoch_examples())
     keep = jax.process_index() == 0 or evaluator.score_fn is not None
@@ -88,11 +137,18 @@ def _collect(evaluator: Evaluator, data: Pipeline, variables: Variables, mesh: M
     for index, outputs in _shown(found, 0, data.epoch_examples(), batch_size):
         if keep:
             rows.put(index, outputs)
+        check()
     return rows.finish() if keep else {}
 
 
 def _stream(
-    evaluator: Evaluator, sink: Sink, data: Pipeline, variables: Variables, mesh: Mesh, batch_size: int
+    evaluator: Evaluator,
+    sink: Sink,
+    data: Pipeline,
+    variables: Variables,
+    mesh: Mesh,
+    batch_size: int,
+    check: Callable[[], None],
 ) -> Outputs:
     """The outputs of all items in a sink, to which every process writes its own; resumes where all have written."""
     total = data.epoch_examples()
@@ -111,6 +167,7 @@ def _stream(
     found = predict_batches(evaluator.predict_fn, variables, data, mesh=mesh)
     for number, (index, outputs) in enumerate(_shown(found, done, total, batch_size), start=done):
         sink.write(number, index, outputs)
+        check()
     return sink.finish(total)
 
 

@@ -29,7 +29,8 @@ class Source:
     """One entry of `config.init_from`.
 
     Attributes:
-      source: Workdir, step folder, converted checkpoint, `released:NAME`, or a reference's file.
+      source: Workdir, `WORKDIR@best`, `WORKDIR@STEP`, step folder, converted checkpoint, `released:NAME`, or a
+        reference's file.
       read: Path in the source below which arrays are read, without the collection, such as 'video'; '' for all.
       write: Path in the model where they are put; '' for its root.
       fresh: Expressions on the model's names: what this source does not give.

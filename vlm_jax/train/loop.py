@@ -2,9 +2,8 @@
 
 import contextlib
 import functools
-import signal
-import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -24,6 +23,7 @@ from vlm_jax.train.initialise import check_sources, initialise
 from vlm_jax.train.metrics_log import MetricsLog
 from vlm_jax.train.setup import Setup, compile_step, prepare
 from vlm_jax.train.state import TrainState
+from vlm_jax.train.stopping import Stopped, StopSignal
 from vlm_jax.types import DataShard, PyTree
 
 
@@ -36,8 +36,10 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
 
     Raises:
       TrainingError: naming the step where the loss is not finite; the last checkpoint before it stays.
-      ConfigError: for a batch larger than an epoch, an evaluation that the task does not have, or a run that was
-        trained on features of another source.
+      ConfigError: for a batch larger than an epoch, an evaluation that the task does not have, or a workdir that holds
+        another run.
+      CheckpointError: where a checkpoint cannot be written, or the state to save is not finite.
+      KeyboardInterrupt: after Ctrl-C, when all is saved.
     """
     first = jax.process_index() == 0
     mesh = sharding.make_mesh(config.mesh)
@@ -51,52 +53,69 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
         )
     total = config.steps or config.epochs * per_epoch
     _check_evaluators(task, config, shard)
-    if (workdir / "config.json").is_file():
-        check_sources(config, workdir)
+    say = functools.partial(_say, first)
+
+    # Resume from this workdir, else initialise from the sources of config.init_from, else from scratch. The workdir is
+    # not touched before that succeeded.
+    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
+    resuming = checkpoints.latest_step() is not None
+    if resuming:
+        _check_run(config, workdir, say)
+    setup = prepare(task, config, mesh, total_steps=total, steps_per_epoch=per_epoch)
+    position = 0
+    if resuming:
+        state, position = checkpoints.restore(setup.abstract, config.batch_size, say)
+        say(f"resumed from step {int(state.step)} of {workdir}")
+    else:
+        state = initialise(task, config, setup, say)
+    start = int(state.step)
     if first:
         workdir.mkdir(parents=True, exist_ok=True)
+        configs.carry_files(config, workdir)
         configs.write(config, workdir / "config.json")
 
-    setup = prepare(task, config, mesh, total_steps=total, steps_per_epoch=per_epoch)
-    # Resume from this workdir, else initialise from the sources of config.init_from, else from scratch.
-    checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
-    position = 0
-    if checkpoints.latest_step() is not None:
-        state, position = checkpoints.restore(setup.abstract)
-        _say(first, f"resumed from step {int(state.step)} of {workdir}")
-    else:
-        state = initialise(task, config, setup, functools.partial(_say, first))
-    start = int(state.step)
-
-    _say(first, f"{task.name}: {total} steps of {config.batch_size} examples on {_devices()}")
+    say(f"{task.name}: {total} steps of {config.batch_size} examples on {_devices()}")
     log = MetricsLog(workdir, start, enabled=first)
     window = _Window(log, config.batch_size, per_epoch, peak_flops())
     steps = _Steps(setup, window, first)
-    stop = _StopSignal()
+    stop = StopSignal()
+
+    def is_evaluated_at(step: int) -> bool:
+        return bool(config.evaluate.names) and (step == total or _due(config.evaluate, step, per_epoch))
 
     def run_evaluators(step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
         for name in config.evaluate.names:
-            values = evaluate.run(task.evaluators[name], state.variables(), mesh, config.evaluate.batch_size).metrics
-            metrics |= {f"{name}/{key}": value for key, value in values.items()}
-        if metrics:
-            log.write(step, metrics)
-            shown = [f"{key} {value:.4f}" for key, value in metrics.items() if key.count("/") == 1]
-            _say(first, "  ".join([f"step {step}", *shown]))
+            with stop.ends_at_once():
+                found = evaluate.run(
+                    task.evaluators[name], state.variables(), mesh, config.evaluate.batch_size, check=stop.check
+                )
+            metrics |= {f"{name}/{key}": value for key, value in found.metrics.items()}
+        log.write(step, metrics)
+        shown = [f"{key} {value:.4f}" for key, value in metrics.items() if key.count("/") == 1]
+        say("  ".join([f"step {step}", *shown]))
         return metrics
+
+    def save() -> None:
+        """Judge the losses up to here, then save: what is saved is good."""
+        window.flush(step)
+        checkpoints.save(state, position)
 
     pipeline.restore(position)
     step = start
     in_turn = runs_in_turn()
     try:
-        if step == 0 and config.evaluate.at_start:
+        if step == 0 and config.evaluate.at_start and config.evaluate.names:
             run_evaluators(0)
+        if resuming and is_evaluated_at(step) and not checkpoints.is_evaluated(step):
+            checkpoints.record(step, run_evaluators(step))
         progress = Progress("training", total, enabled=first, start=start)
         placed = (sharding.shard_batch(mesh, batch) for batch in pipeline)
         with progress, contextlib.closing(read_ahead(placed)) as batches:
             while step < total:
                 waiting = time.monotonic()
-                batch = next(batches)
+                with stop.ends_at_once():
+                    batch = next(batches)
                 window.waited += time.monotonic() - waiting
                 compiled, flops = steps.for_batch(batch)
                 state, metrics = compiled(state, batch)
@@ -107,21 +126,43 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
                 window.add(metrics, flops)
                 if step % config.log_every == 0 or step == total:
                     progress.advance(step - progress.n, f"loss {window.flush(step):.4f}")
-                last = step == total
-                evaluating = _due(config.evaluate, step, per_epoch) or (last and bool(config.evaluate.names))
-                stopping = stop.requested(checkpoints, step)
-                if _due(config.checkpoint, step, per_epoch) or evaluating or last or stopping:
-                    window.flush(step)
-                    checkpoints.save(state, position, run_evaluators(step) if evaluating and not stopping else None)
-                if stopping:
-                    checkpoints.close()
-                    _say(first, f"told to stop: saved step {step} of {total}; the same command resumes there")
-                    break
+                if step == total or _due(config.checkpoint, step, per_epoch) or is_evaluated_at(step):
+                    save()
+                stop.check()
+                if is_evaluated_at(step):
+                    checkpoints.record(step, run_evaluators(step))
+    except Stopped:
+        save()
+        checkpoints.wait()
+        say(f"told to stop: saved step {step} of {total}; the same command resumes there")
+        if stop.was_interrupt:
+            raise KeyboardInterrupt from None
     finally:
-        checkpoints.close()
-        log.close()
-        stop.restore()
+        with contextlib.ExitStack() as closing:
+            closing.callback(stop.restore)
+            closing.callback(log.close)
+            closing.callback(checkpoints.close)
     return state
+
+
+def _check_run(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> None:
+    """Tell how the config differs from that of the run.
+
+    Raises:
+      ConfigError: where a key differs that makes it another run.
+    """
+    if not (workdir / "config.json").is_file():
+        return
+    check_sources(config, workdir)
+    configs.check_carried_files(config, workdir)
+    allowed, refused = configs.changes(config, configs.read(workdir / "config.json"))
+    if refused:
+        raise configs.ConfigError(
+            f"{workdir}: holds another run: {'; '.join(refused)}; resume with the run's own values, or choose another "
+            "workdir"
+        )
+    for line in allowed:
+        say(f"changed since the run was last started: {line}")
 
 
 def _check_evaluators(task: Task, config: ConfigDict, shard: DataShard) -> None:
@@ -198,27 +239,6 @@ class _Window:
         self.log.write(step, line | means)
         self.metrics, self.flops, self.waited, self.began = [], 0.0, 0.0, now
         return self.loss
-
-
-class _StopSignal:
-    """Notes SIGTERM, which schedulers send before they take the machine back."""
-
-    def __init__(self) -> None:
-        self.seen = False
-        self.main = threading.current_thread() is threading.main_thread()
-        if self.main and jax.process_count() == 1:
-            self.previous = signal.signal(signal.SIGTERM, self._note)
-
-    def _note(self, *_: object) -> None:
-        self.seen = True
-
-    def requested(self, checkpoints: Checkpoints, step: int) -> bool:
-        """Whether to stop after this step; all processes answer alike."""
-        return self.seen if jax.process_count() == 1 else checkpoints.reached_preemption(step)
-
-    def restore(self) -> None:
-        if self.main and jax.process_count() == 1:
-            signal.signal(signal.SIGTERM, self.previous)
 
 
 def _due(config: ConfigDict, step: int, per_epoch: int) -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vlm_jax.files import finite, write_atomically
+
 
 class MetricsLog:
     """Appends metrics by step.
@@ -24,10 +26,10 @@ class MetricsLog:
         if not enabled:
             return
         self.path = workdir / "metrics.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _step(line) <= step]
-        if len(kept) != len(lines):
-            self.path.write_text("".join(line + "\n" for line in kept))
+        text = self.path.read_text(errors="replace") if self.path.exists() else ""
+        kept = "".join(f"{line}\n" for line in text.splitlines() if _step(line) <= step)
+        if kept != text:
+            write_atomically(self.path, kept.encode())
         self.file = self.path.open("a")
         self.board = None
         if importlib.util.find_spec("tensorboard"):
@@ -38,11 +40,11 @@ class MetricsLog:
             self.board = Writer(str(workdir / "tensorboard"))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one line; keys keep their order."""
+        """Writes one line; keys keep their order, and a number that is not finite is null."""
         if not self.enabled:
             return
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.write(json.dumps(finite({"step": step, **values}), allow_nan=False) + "\n")
         self.file.flush()
         if self.board:
             for name, value in values.items():
@@ -59,6 +61,6 @@ class MetricsLog:
 def _step(line: str) -> float:
     """Step of a logged line; a line that a killed run left half written counts as beyond any step."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -37,6 +37,8 @@ def test_sentences_are_averaged_not_videos():
     first = answers([[[0, 100, 1.0]]], [[0, 100]])
     second = answers([[[0, 60, 1.0]], [[500, 600, 1.0]], [NONE]], [[0, 100]] * 3, video="b.avi")
     summary = summarize([first, second], (1, 5))
+    recalls = [value for name, value in summary.items() if name.startswith("R@1,")]
+    assert summary["mean_R@1"] == pytest.approx(np.mean(recalls))
     assert summary["R@1,IoU=0.5"] == summary["R@5,IoU=0.5"] == 0.5
     assert summary["R@1,IoU=0.7"] == 0.25
     assert summary["mIoU"] == pytest.approx((1 + 0.6) / 4)

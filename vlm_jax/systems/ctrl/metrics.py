@@ -45,7 +45,9 @@ def correct_counts(answers: Answers, ks: Sequence[int]) -> np.ndarray:
 def summarize(
     answers: Sequence[Answers], ks: Sequence[int], *, count_videos_without_windows: bool = False
 ) -> dict[str, float]:
-    """Recall over all sentences, `R@1,IoU=0.5` and so on as fractions, `mIoU` of the best segment, and counts.
+    """Recall over all sentences, `mIoU` of the best segment, and counts.
+
+    Recalls are fractions: `R@1,IoU=0.5` and so on, and `mean_R@1` and so on over all thresholds.
 
     Args:
       answers: One a video.
@@ -68,9 +70,11 @@ def summarize(
         for row, threshold in enumerate(thresholds)
         for column, k in enumerate(ks)
     }
+    means = {f"mean_R@{k}": float(counts[:, column].mean() / sentences) for column, k in enumerate(ks)}
     first = [np.nan_to_num(hull_overlap(answer.best[thresholds[0]][:, 0], answer.truth)) for answer in judged]
     return {
         **metrics,
+        **means,
         "mIoU": float(np.concatenate(first).mean()),
         "sentences": float(sentences),
         "sentences_without_windows": float(without),

@@ -19,6 +19,17 @@ DESCRIBED = (
 )
 """Keys that the training data decide, and that stay with a checkpoint."""
 
+MAY_CHANGE = (
+    "moments",
+    "predict",
+    "decoding",
+    "data.features",
+    "data.queries",
+    "data.video_features.checkpoint",
+    "data.text_features.checkpoint",
+)
+"""Keys that may differ when a run is resumed: evaluation, workers, and where its data lie."""
+
 
 def describe(config: ConfigDict) -> dict[str, Any]:
     """Return what the training data say about themselves, by config key."""

@@ -16,6 +16,18 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     found = word_list.lower_cases(config.text.vocabulary)
     return {} if found is None else {"text.lower_case": found}
 
+MAY_CHANGE = (
+    "retrieval",
+    "linear",
+    "data.directory",
+    "data.workers",
+    "text.vocabulary",
+)
+"""Keys that may differ when a run is resumed: evaluation, workers, and where its data lie."""
+
+CARRIED = ("text.vocabulary",)
+"""Keys of files that are copied into a run's folder."""
+
 
 def default_config() -> ConfigDict:
     """Return the published configuration, not locked."""

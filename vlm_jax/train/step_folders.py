@@ -1,0 +1,120 @@
+"""The folders `checkpoints/STEP` of a run: which are whole, what was measured at them, and which is the best."""
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vlm_jax.errors import UserError
+from vlm_jax.files import write_json
+
+MANIFEST = "files.json"
+"""Names and sizes of a finished checkpoint's files, and the CRC-32 of small ones."""
+METRICS = "metrics.json"
+"""Metrics of a checkpoint; absent until its evaluation is complete."""
+OWN = (MANIFEST, METRICS)
+SMALL = 1 << 20
+"""Most bytes of a file whose content the manifest covers. Larger ones hold arrays, which have checksums."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be used; one line naming the folder."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint whose files are not those that were written."""
+
+
+def step_folders(directory: Path) -> dict[int, Path]:
+    """Return the finished checkpoints of a folder by step, oldest first; one is finished when it has its final name."""
+    found = {int(entry.name): entry for entry in directory.glob("[0-9]*") if _is_finished(entry)}
+    return dict(sorted(found.items()))
+
+
+def unfinished(directory: Path) -> list[Path]:
+    """Return what a killed process left half written."""
+    return sorted(directory.glob("[0-9]*.orbax-checkpoint-tmp*"))
+
+
+def write_manifest(folder: Path) -> None:
+    """Note the files of a checkpoint that has just been written."""
+    write_json(folder / MANIFEST, {str(path.relative_to(folder)): _describe(path) for path in _files(folder)})
+
+
+def check_files(folder: Path) -> None:
+    """Check that the files of a checkpoint are there, have their sizes, and that small ones have their content.
+
+    Raises:
+      DamagedError: naming the first file that differs.
+    """
+    for part in ("state/_METADATA", "data/metadata"):
+        if not (folder / part).is_file():
+            raise DamagedError(f"checkpoint {folder}: damaged: has no {part}")
+    if not (folder / MANIFEST).is_file():  # killed between the last rename and the manifest
+        return
+    for name, expected in _read_json(folder / MANIFEST).items():
+        path = folder / name
+        found = _describe(path) if path.is_file() else None
+        if found is None:
+            raise DamagedError(f"checkpoint {folder}: damaged: has no {name}")
+        if found["bytes"] != expected.get("bytes"):
+            raise DamagedError(
+                f"checkpoint {folder}: damaged: {name} has {found['bytes']} bytes, expected {expected.get('bytes')}"
+            )
+        if found != expected:
+            raise DamagedError(f"checkpoint {folder}: damaged: {name} has other content than was written")
+
+
+def read_metrics(folder: Path) -> dict[str, Any] | None:
+    """Return what was measured at a checkpoint; None where no evaluation of it was completed."""
+    try:
+        return _read_json(folder / METRICS)
+    except DamagedError:
+        return None
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
+    """Note what was measured at a checkpoint."""
+    write_json(folder / METRICS, metrics)
+
+
+def by_rank(folders: Mapping[int, Path], config: ConfigDict) -> list[int]:
+    """Return the steps that have the metric of `config.checkpoint`, best first; of equal ones the earlier first."""
+    values = {}
+    for step, folder in folders.items():
+        value = (read_metrics(folder) or {}).get(config.best_metric)
+        if isinstance(value, int | float):
+            values[step] = value if config.best_is_lowest else -value
+    return sorted(values, key=lambda step: (values[step], step))
+
+
+def kept_steps(folders: Mapping[int, Path], config: ConfigDict) -> set[int]:
+    """Return the steps whose checkpoints stay: the latest `keep`, and the best `keep_best`."""
+    best = by_rank(folders, config)[: config.keep_best] if config.keep_best else []
+    return {*sorted(folders)[-max(1, config.keep) :], *best}
+
+
+def _is_finished(entry: Path) -> bool:
+    return entry.name.isascii() and entry.name.isdigit() and entry.is_dir()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in OWN)
+
+
+def _describe(path: Path) -> dict[str, int]:
+    size = path.stat().st_size
+    return {"bytes": size} | ({"crc32": zlib.crc32(path.read_bytes())} if size <= SMALL else {})
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise DamagedError(f"checkpoint {path.parent}: damaged: {path.name} is no JSON object")
+    return content
