@@ -133,6 +133,8 @@ def find_videos(folder: Path, listed: Path | None) -> dict[str, str]:
     Raises:
       FeatureError: where there are none, two would give the same file, or one lies outside the folder.
     """
+    if not os.path.isdir(folder):
+        raise FeatureError(f"--videos {folder}: no such folder")
     paths = read_list(listed) if listed else walk(folder)
     if not paths:
         raise FeatureError(f"{listed or folder}: no videos" + ("" if listed else f" ({', '.join(sorted(ENDINGS))})"))
@@ -150,8 +152,6 @@ def find_videos(folder: Path, listed: Path | None) -> dict[str, str]:
 
 def walk(folder: Path) -> list[str]:
     """All videos below a folder and the folders that it links to, in order of their paths; hidden files are none."""
-    if not folder.is_dir():
-        raise FeatureError(f"--videos {folder}: no such folder")
     found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         if (place := os.path.realpath(parent)) in seen:  # a link that leads back

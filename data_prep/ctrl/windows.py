@@ -1,5 +1,6 @@
 """CTRL's windows: the features of released files, or means of our own features (launch/extract_features.py)."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from vlm_jax.errors import DataError
 from vlm_jax.features import FeatureError, Settings
 from vlm_jax.interop.torch_files import TorchFileError, load_pickle
 from vlm_jax.systems.ctrl.windows import feature_windows, parse, window_files
+
+FEATURES = "features"
+"""What `Skip.files` calls the folder of features."""
 
 
 def window_items(folder: Path, frames: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -47,7 +51,7 @@ def window_records(items: Sequence[Mapping[str, Any]], *, root: Path, dim: int, 
                 continue
             feature = read_window(root / name, dim)
             if isinstance(feature, Skip):
-                yield feature
+                yield dataclasses.replace(feature, files=(f"{FEATURES}/{name}",))
                 continue
             spans.append(parse(name)[1:])
             features.append(feature)
@@ -107,7 +111,7 @@ def feature_records(
         try:
             features = feature_files.load(root, item["name"], settings)
         except FeatureError as error:
-            yield Skip(item["video"], "unreadable", str(error))
+            yield Skip(item["video"], "unreadable", str(error), files=(f"{FEATURES}/{item['name']}.npy",))
             continue
         if not len(features) or not np.isfinite(features).all():
             yield Skip(item["video"], "not finite", f"{len(features)} rows, expected some, all of them finite")

@@ -23,6 +23,8 @@ VIDEO_KEYS = ("features",)
 TEXT_KEYS = ("token_features", "features")
 """What arrays of words may be called; the first one that is there is taken."""
 ENDINGS = (".pt", ".npy", ".npz")
+STORE = "store"
+"""What `Skip.files` calls the path of a store."""
 
 
 class Store(Protocol):
@@ -43,6 +45,9 @@ class Store(Protocol):
         Raises:
           ValueError: where it cannot be read.
         """
+
+    def files(self, name: str) -> tuple[str, ...]:
+        """The files that may hold an array, for `Skip.files`."""
 
 
 def decode(value: bytes, keys: Sequence[str]) -> np.ndarray:
@@ -114,7 +119,7 @@ class _Lmdb:
     settings = None
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
-        self.environment, self.keys = _environment(path.resolve()), keys
+        self.environment, self.keys, self.is_folder = _environment(path.resolve()), keys, path.is_dir()
 
     def names(self) -> Iterator[str]:
         """All keys."""
@@ -127,6 +132,10 @@ class _Lmdb:
         with self.environment.begin(buffers=True) as transaction:
             value = transaction.get(name.encode())
             return None if value is None else decode(bytes(value), self.keys)
+
+    def files(self, name: str) -> tuple[str, ...]:
+        """See `Store.files`."""
+        return (f"{STORE}/data.mdb" if self.is_folder else STORE,)
 
 
 class _Folder:
@@ -162,6 +171,10 @@ class _Folder:
             raise ValueError(f"holds a {type(array).__name__}, expected one tensor")
         return array
 
+    def files(self, name: str) -> tuple[str, ...]:
+        """See `Store.files`."""
+        return tuple(f"{STORE}/{name}{ending}" for ending in ENDINGS)
+
 
 class _Archive:
     """One `.npz` file with an array a name."""
@@ -177,3 +190,7 @@ class _Archive:
     def read(self, name: str) -> np.ndarray | None:
         """See `Store.read`."""
         return self.vectors.get(name)
+
+    def files(self, name: str) -> tuple[str, ...]:
+        """See `Store.files`."""
+        return (STORE,)

@@ -95,10 +95,38 @@ def test_skipped_items_keep_their_reasons(tmp_path):
     assert (tmp_path / "skipped.csv").read_text(encoding="utf-8").count('a,""b"".mp4') == 2
 
 
+def test_the_list_of_a_folder_has_all_splits(tmp_path):
+    write(tmp_path, (1,), skips=[Skip("a.mp4", "missing")])
+    finalize(tmp_path, 1)
+    write(tmp_path, (1, 1), split="test", skips=[Skip("b.mp4", "truncated", kept=True)])
+    assert finalize(tmp_path, 2, split="test")["skipped"] == {}
+    lines = (tmp_path / "skipped.csv").read_text(encoding="utf-8").splitlines()
+    kept = "test,b.mp4,truncated,,yes"
+    assert lines == ["split,item,reason,detail,kept", "train,a.mp4,missing,,no", kept, kept]
+
+
+def test_a_skip_knows_when_its_files_change(tmp_path):
+    path, sources = records.shard_path(tmp_path, "made", "train", 0, 1), {"videos": tmp_path / "films"}
+    sources["videos"].mkdir()
+    (sources["videos"] / "b.mp4").write_bytes(b"damaged")
+    long = "videos/" + "n" * 300
+    skips = [Skip("a", "missing", files=("videos/a.mkv", "videos/a.mp4")), Skip("b", "bad", files=("videos/b.mp4",))]
+    records.write_shard(path, FEATURES, [*skips, Skip("c", "missing", files=(long,)), Skip("d", "short")], sources)
+    assert [skip.files for skip in records.read_skipped(path)] == [*(skip.files for skip in skips), (long,), ()]
+    assert not records.has_changed_files(path, sources)
+    (sources["videos"] / "a.mp4").touch()
+    assert records.has_changed_files(path, sources)
+    (sources["videos"] / "a.mp4").unlink()
+    assert not records.has_changed_files(path, sources)
+    (sources["videos"] / "b.mp4").write_bytes(b"whole")
+    assert records.has_changed_files(path, sources)
+
+
 def test_finalize_counts(tmp_path):
     write(tmp_path, (3, 0, 2))
     size = sum(path.stat().st_size for path in tmp_path.glob("*.tfrecord-*"))
-    assert finalize(tmp_path, 3, fps=5) == {"records": 5, "groups": 4, "bytes": size, "skipped": {}}
+    expected = {"records": 5, "groups": 4, "bytes": size, "skipped": {}, "remarked": {}}
+    assert finalize(tmp_path, 3, fps=5) == expected
     protocol = read_protocol(tmp_path)
     assert (protocol["name"], protocol["protocol"]) == ("made", {"fps": 5})
     assert protocol["splits"] == {"train": {"shards": 3, "records": [3, 0, 2], "groups": [2, 0, 2], "bytes": size}}

@@ -90,7 +90,8 @@ PROGRAMS = {
     "shared tuples": b")" + b"q\x01h\x01\x86" * 60,
     "shared tuples in a set": named("builtins", "frozenset") + b"](" + b")" + b"q\x01h\x01\x86" * 60 + b"e\x85R",
     "shared lists": b"]" + b"q\x01]q\x020h\x020h\x02h\x01ah\x01a" * 60,
-    "string doubling": named("torch", "device") + b"q\x000" + value("aaaa") + b"q\x010h\x00h\x01h\x01\x86Rq\x01" * 40,
+    "string doubling": named("torch", "device") + b"q\xf00" + value("aaaa")
+    + b"q\xf10h\xf0h\xf1h\xf1\x86Rq\xf1" * 40,
     "false length of text": b"\x8d" + struct.pack("<Q", 2**32) + b"a",
     "false length of bytes": b"\x8e" + struct.pack("<Q", 2**31) + b"a",
     "false length of a bytearray": b"\x96" + struct.pack("<Q", 2**32) + b"a",

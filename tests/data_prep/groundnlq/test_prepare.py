@@ -116,6 +116,10 @@ def test_clips_that_cannot_be_used_are_listed(tmp_path, capsys):
         "empty": "no features",
     }
     assert "1 kept as 1 records" in capsys.readouterr().out
+    np.save(video / "cut.npy", np.ones((3, 4), np.float32))
+    run("features", "--features", video, "--dim", 4, "--output", tmp_path / "out", "--num_shards", 2)
+    assert "2 kept as 2 records" in capsys.readouterr().out
+    assert "cut" not in skipped(tmp_path / "out")
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="no features there"):
         run("features", "--features", tmp_path / "nothing", "--output", tmp_path / "other")
