@@ -90,7 +90,8 @@ def extract(arguments: argparse.Namespace, model: Predictor, settings: Settings,
       FeatureError: where no video gives features.
     """
     output, reasons, rows = arguments.output, Counter(), 0
-    missing = {name: path for name, path in videos.items() if not feature_files.feature_path(output, name).exists()}
+    files = {name: feature_files.feature_path(output, name) for name in videos}
+    missing = {name: path for name, path in videos.items() if not os.path.exists(files[name])}
     finished = len(videos) - len(missing)
     listing = output / f"skipped-{arguments.shard_index}.csv"
     with skipped_list(listing) as skip, Progress("extracting", len(videos), start=finished) as progress:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NUMERIC = {"jax", "flax", "optax", "orbax"}
-BASE = {"vlm_jax.types", "vlm_jax.errors"}
+BASE = {"vlm_jax.types", "vlm_jax.errors", "vlm_jax.files"}
 DATA_FILES = ("data.py", "evaluation_data.py")
 """Files of a system that may import TensorFlow; its other files reach them inside functions only."""
 NUMPY_DATA = {f"vlm_jax.data.{name}" for name in ("pipeline", "order", "synthetic", "protocol")}
@@ -36,22 +36,24 @@ ALLOWED = {
     "vlm_jax/models": {"vlm_jax.models", "vlm_jax.ops", "jax", "flax", "numpy"},
     "vlm_jax/losses": {"vlm_jax.ops", "jax"},
     "vlm_jax/ops": {"vlm_jax.ops", "jax", "numpy"},
-    "vlm_jax/data": {*TENSORFLOW_DATA, "vlm_jax.video", "vlm_jax.text", *BASE, "numpy"},
+    "vlm_jax/data": {*TENSORFLOW_DATA, "vlm_jax.array_files", "vlm_jax.video", "vlm_jax.text", *BASE, "numpy"},
     "vlm_jax/data/pipeline.py": {*NUMPY_DATA, *BASE, "numpy"},
     "vlm_jax/data/order.py": {*NUMPY_DATA, *BASE, "numpy"},
     "vlm_jax/data/synthetic.py": {*NUMPY_DATA, *BASE, "numpy"},
     "vlm_jax/data/protocol.py": {*BASE},
     "vlm_jax/metrics": {"vlm_jax.metrics", "vlm_jax.errors", "numpy"},
     "vlm_jax/text": {"vlm_jax.text", "vlm_jax.errors", "numpy", "sentencepiece"},
-    "vlm_jax/interop": {"vlm_jax.interop", "vlm_jax.errors", "numpy", "ml_dtypes"},
+    "vlm_jax/interop": {"vlm_jax.interop", "vlm_jax.errors", "vlm_jax.files", "numpy", "ml_dtypes"},
     "vlm_jax/video": {"vlm_jax.video", "vlm_jax.errors", "numpy", "av"},
     "vlm_jax/task.py": {"vlm_jax.config", "vlm_jax.types", "jax", "ml_collections"},
     "vlm_jax/annotations.py": {"vlm_jax.errors"},
-    "vlm_jax/features.py": {"vlm_jax.errors", "numpy"},
-    "vlm_jax/text_features.py": {"vlm_jax.errors", "vlm_jax.features", "numpy"},
-    "vlm_jax/config.py": {"vlm_jax.errors", "ml_collections"},
+    "vlm_jax/array_files.py": {"numpy"},
+    "vlm_jax/features.py": {"vlm_jax.array_files", "vlm_jax.errors", "vlm_jax.files", "numpy"},
+    "vlm_jax/text_features.py": {"vlm_jax.array_files", "vlm_jax.errors", "vlm_jax.features", "vlm_jax.files", "numpy"},
+    "vlm_jax/config.py": {"vlm_jax.errors", "vlm_jax.files", "ml_collections"},
     "vlm_jax/types.py": {"numpy"},
     "vlm_jax/errors.py": set(),
+    "vlm_jax/files.py": set(),
     "vlm_jax/progress.py": {"tqdm"},
 }
 

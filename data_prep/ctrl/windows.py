@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlm_jax import features as feature_files
+from vlm_jax.array_files import load_array
 from vlm_jax.data.records import Record, Skip
 from vlm_jax.errors import DataError
 from vlm_jax.features import FeatureError, Settings
@@ -64,8 +65,8 @@ def window_records(items: Sequence[Mapping[str, Any]], *, root: Path, dim: int, 
 def read_window(path: Path, dim: int) -> np.ndarray | Skip:
     """The feature of a window's file, float32 `[dim]`, or why it cannot be used."""
     try:
-        feature = np.load(path, allow_pickle=False).reshape(-1).astype(np.float32)
-    except (OSError, ValueError, EOFError) as error:
+        feature = load_array(path).reshape(-1).astype(np.float32)
+    except (OSError, ValueError) as error:
         return Skip(path.name, "unreadable", " ".join(str(error).split()))
     if len(feature) != dim:
         return Skip(path.name, "wrong width", f"{len(feature)} numbers, expected {dim}")

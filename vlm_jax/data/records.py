@@ -25,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from vlm_jax.array_files import load_array
 from vlm_jax.data.protocol import PROTOCOL, read_protocol
 from vlm_jax.errors import DataError
 from vlm_jax.files import replacing, write_atomically, write_json
@@ -170,13 +171,19 @@ def read_index(records: Path) -> np.ndarray:
     """
     path = index_path(records)
     try:
-        index = np.load(path, allow_pickle=False)
+        index = load_array(path, INDEX)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; its shard was not finished, run the preparation again") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: damaged ({error}); delete the shard and run the preparation again") from None
-    if index.dtype != INDEX:
-        raise DataError(f"{path}: expected rows of {INDEX.names}, found {index.dtype}")
+    weights = index["weight"]
+    faults = {
+        "a weight that is negative or no number": not (np.isfinite(weights) & (weights >= 0)).all(),
+        "an offset that does not ascend": (np.diff(index["offset"], prepend=-1) <= 0).any(),
+        "a group that does not ascend": (np.diff(index["group"], prepend=0) < 0).any(),
+    }
+    if fault := next((fault for fault, found in faults.items() if found), None):
+        raise DataError(f"{path}: damaged, it has {fault}; delete the shard and run the preparation again")
     return index
 
 
