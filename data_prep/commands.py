@@ -1,11 +1,12 @@
 """What the commands of all preparations share: python -m data_prep.NAME COMMAND ..., and --check DIR."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from vlm_jax.errors import UserError
+from vlm_jax.errors import DataError, UserError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -32,6 +33,19 @@ def run_command(
     add_commands(parser.add_subparsers(dest="command", required=True))
     arguments = parser.parse_args(words)
     arguments.run(arguments)
+
+
+def check_folders(arguments: argparse.Namespace, *names: str) -> None:
+    """Check that the folders that some options name are there, before anything is written.
+
+    Raises:
+      DataError: naming the option.
+    """
+    if getattr(arguments, "finalize", False):  # nothing is read then
+        return
+    for name in names:
+        if not os.path.isdir(getattr(arguments, name)):
+            raise DataError(f"--{name}: {getattr(arguments, name)}: no such folder")
 
 
 def main(run: Callable[[], None]) -> None:

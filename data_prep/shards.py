@@ -1,7 +1,8 @@
 """Making shards with several workers, one after the other, or one at a time on a cluster.
 
 A shard is the result of one call of a pure function. Finished shards are left alone, so a preparation that was killed
-is simply started again; each shard comes out byte for byte the same.
+is simply started again; each shard comes out byte for byte the same. A shard that skipped an item because of a missing
+or unreadable file is made again once that file has changed.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from data_prep import beam
-from vlm_jax.data.records import Record, Skip, finalize, index_path, shard_path, write_shard
+from vlm_jax.data.records import Record, Skip, finalize, has_changed_files, index_path, shard_path, write_shard
 from vlm_jax.errors import DataError
 from vlm_jax.files import write_json
 from vlm_jax.progress import Progress
@@ -38,6 +39,7 @@ class Job:
       protocol: How they are made; checked when they are read.
       items: All of them, in order, of types that JSON has; shard i takes a stretch.
       make: Items -> records, and skips for items that give none. Pure, and picklable.
+      sources: The folders and files that items are read from, by the names that `Skip.files` uses.
     """
 
     directory: Path
@@ -47,6 +49,7 @@ class Job:
     protocol: Mapping[str, Any]
     items: Sequence[Any]
     make: Callable[[Sequence[Any]], Iterable[Record | Skip]]
+    sources: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
 
 def add_arguments(parser: argparse.ArgumentParser, num_shards: int) -> None:
@@ -100,12 +103,17 @@ def run(job: Job, arguments: argparse.Namespace) -> None:
 
 
 def _make(job: Job, count: int, wanted: Sequence[int], workers: int, beam_options: str | None) -> None:
-    tasks = []
+    tasks, again = [], 0
     for index in wanted:
         path = shard_path(job.directory, job.name, job.split, index, count)
         begin, end = (len(job.items) * number // count for number in (index, index + 1))
+        if index_path(path).exists() and has_changed_files(path, job.sources):
+            index_path(path).unlink()
+            again += 1
         if not index_path(path).exists():
-            tasks.append((path, job.features, job.make, job.items[begin:end]))
+            tasks.append((path, job.features, job.make, job.items[begin:end], job.sources))
+    if again:
+        print(f"{job.directory}: {again} finished shards are made again, files that they lacked have changed")
     if beam_options is not None:
         beam.make_all(_make_shard, tasks, beam_options)
         return
@@ -154,6 +162,6 @@ def _check_begun(job: Job, count: int) -> None:
             )
 
 
-def _make_shard(task: tuple[Path, tfds.features.FeaturesDict, Callable, Sequence[Any]]) -> None:
-    path, features, make, items = task
-    write_shard(path, features, make(items))
+def _make_shard(task: tuple[Path, tfds.features.FeaturesDict, Callable, Sequence[Any], Mapping[str, Path]]) -> None:
+    path, features, make, items, sources = task
+    write_shard(path, features, make(items), sources)

@@ -33,6 +33,8 @@ def read_rows(path: Path | str | Iterable[str], columns: Sequence[str], name: st
         rows = list(reader)
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
+    except OSError as error:
+        raise DataError(f"{name}: {error.strerror or error}") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{name}: not a UTF-8 csv file ({error})") from None
     short = next((number for number, row in enumerate(rows, start=2) if None in (row[c] for c in columns)), None)

@@ -91,7 +91,8 @@ def extract(arguments: argparse.Namespace, model: Predictor, settings: Settings,
       FeatureError: where no video gives features.
     """
     output, reasons, rows = arguments.output, Counter(), 0
-    missing = {name: path for name, path in videos.items() if not feature_files.feature_path(output, name).exists()}
+    files = {name: feature_files.feature_path(output, name) for name in videos}
+    missing = {name: path for name, path in videos.items() if not os.path.exists(files[name])}
     finished = len(videos) - len(missing)
     listing = output / f"skipped-{arguments.shard_index}.csv"
     with skipped_list(listing) as skip, Progress("extracting", len(videos), start=finished) as progress:
@@ -135,6 +136,8 @@ def find_videos(folder: Path, listed: Path | None) -> dict[str, str]:
     Raises:
       FeatureError: where there are none, two would give the same file, or one lies outside the folder.
     """
+    if not os.path.isdir(folder):
+        raise FeatureError(f"--videos {folder}: no such folder")
     paths = read_list(listed) if listed else walk(folder)
     if not paths:
         raise FeatureError(f"{listed or folder}: no videos" + ("" if listed else f" ({', '.join(sorted(ENDINGS))})"))
@@ -152,8 +155,6 @@ def find_videos(folder: Path, listed: Path | None) -> dict[str, str]:
 
 def walk(folder: Path) -> list[str]:
     """All videos below a folder and the folders that it links to, in order of their paths; hidden files are none."""
-    if not folder.is_dir():
-        raise FeatureError(f"--videos {folder}: no such folder")
     found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         if (place := os.path.realpath(parent)) in seen:  # a link that leads back

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import os
+import reprlib
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_jax.array_files import load_array
 from vlm_jax.errors import UserError
 from vlm_jax.files import replacing, write_json
 
@@ -127,7 +129,7 @@ def read_settings(directory: str | Path) -> Settings:
     path = Path(directory) / SETTINGS
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Settings(**{field.name: content[field.name] for field in dataclasses.fields(Settings)})
+        settings = Settings(**{field.name: content[field.name] for field in dataclasses.fields(Settings)})
     except FileNotFoundError:
         raise FeatureError(
             f"features {directory}: no {SETTINGS} there; expected a folder made by launch/extract_features.py"
@@ -136,6 +138,20 @@ def read_settings(directory: str | Path) -> Settings:
         raise FeatureError(f"{path}: damaged ({error})") from None
     except KeyError as error:
         raise FeatureError(f"{path}: has no key {error}") from None
+    for name, value in dataclasses.asdict(settings).items():
+        if not _is_setting(name, value):
+            raise FeatureError(f"{path}: {name} is {reprlib.repr(value)}, which is no such setting")
+    return settings
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    if name == "step":
+        return value is None or type(value) is int
+    if name == "fps":
+        return type(value) in (int, float) and 0 < value < math.inf
+    if name in ("window", "stride", "size", "dim"):
+        return type(value) is int and value > 0
+    return isinstance(value, str)
 
 
 def check_settings(directory: str | Path, wanted: Mapping[str, Any]) -> Settings:
@@ -212,11 +228,13 @@ def load(directory: str | Path, name: str, settings: Settings | None = None) -> 
     path = feature_path(directory, name)
     settings = settings or read_settings(directory)
     try:
-        features = np.load(path, allow_pickle=False)
+        features = load_array(path)
     except FileNotFoundError:
         raise FeatureError(f"{path}: no such file; the video was skipped or is still to be extracted") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise FeatureError(f"{path}: damaged ({error})") from None
+    except OSError as error:
+        raise FeatureError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise FeatureError(f"{path}: damaged ({' '.join(str(error).split())})") from None
     if features.ndim != 2 or features.shape[1] != settings.dim or features.dtype != settings.dtype:
         raise FeatureError(
             f"{path}: found {features.dtype} {list(features.shape)}, expected {settings.dtype} [N, {settings.dim}]"

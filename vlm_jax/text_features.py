@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vlm_jax.array_files import load_array, read_member
 from vlm_jax.features import FeatureError
 from vlm_jax.files import replacing, write_json
 
@@ -80,11 +81,12 @@ class TextVectors(Mapping[str, np.ndarray]):
         self._archive = None
         if not self.path.is_dir():
             try:
-                self._archive = np.load(self.path, allow_pickle=False)
-                self._names = dict.fromkeys(self._archive.files)
+                self._archive = zipfile.ZipFile(self.path)
+                names = (name.removesuffix(".npy") for name in self._archive.namelist() if name.endswith(".npy"))
+                self._names = dict.fromkeys(names)
             except FileNotFoundError:
                 raise FeatureError(f"{self.path}: no such file") from None
-            except (ValueError, EOFError, OSError, zipfile.BadZipFile, AttributeError):
+            except (ValueError, EOFError, OSError, zipfile.BadZipFile, NotImplementedError):
                 raise FeatureError(f"{self.path}: not a .npz file of arrays by qid") from None
         else:
             self._names = dict.fromkeys(sorted(entry.stem for entry in self.path.glob("*.npy")))
@@ -102,10 +104,10 @@ class TextVectors(Mapping[str, np.ndarray]):
             raise KeyError(name)
         try:
             if self._archive is None:
-                return np.load(self.path / f"{name}.npy", allow_pickle=False)
-            return self._archive[name]
-        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-            raise FeatureError(f"{self.path}: {name}: damaged ({error})") from None
+                return load_array(self.path / f"{name}.npy")
+            return read_member(self._archive, f"{name}.npy")
+        except (ValueError, OSError) as error:
+            raise FeatureError(f"{self.path}: {name}: damaged ({' '.join(str(error).split())})") from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._names

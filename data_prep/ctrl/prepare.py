@@ -58,7 +58,9 @@ def windows(arguments: argparse.Namespace) -> None:
     if arguments.dim and arguments.dim != protocol["feature_dim"]:
         raise DataError(f"{folder}: features of {protocol['feature_dim']} numbers, --dim asks for {arguments.dim}")
     protocol = {"kind": "ctrl_windows", **protocol}
-    shards.run(shards.Job(arguments.output, "windows", WINDOWS, WINDOW_FEATURES, protocol, items, make), arguments)
+    sources = {ctrl_windows.FEATURES: folder}
+    job = shards.Job(arguments.output, "windows", WINDOWS, WINDOW_FEATURES, protocol, items, make, sources)
+    shards.run(job, arguments)
 
 
 def queries(arguments: argparse.Namespace) -> None:
@@ -81,7 +83,8 @@ def queries(arguments: argparse.Namespace) -> None:
     protocol = {"kind": "ctrl_queries", "sentence_dim": dim, "fps": fps, "text_source": source}
     if made:
         protocol["text_features"] = dataclasses.asdict(made)
-    job = shards.Job(arguments.output, "queries", arguments.split, QUERY_FEATURES, protocol, items, make)
+    sources = {sentences.VECTORS: arguments.vectors} if arguments.vectors else {}
+    job = shards.Job(arguments.output, "queries", arguments.split, QUERY_FEATURES, protocol, items, make, sources)
     shards.run(job, arguments)
 
 

@@ -23,6 +23,8 @@ from vlm_jax.text_features import TextVectors
 PICKLE = "pickle"
 """The released form: a pickled list of [VIDEO_START_END, [vector, ...]]."""
 FORMS = (PICKLE, *annotations.FORMS)
+VECTORS = "vectors"
+"""What `Skip.files` calls the file or folder of vectors."""
 
 
 def clip_records(items: Sequence[Sequence[int]], *, path: Path, dim: int, fps: float) -> Iterator[Record | Skip]:
@@ -116,12 +118,13 @@ def annotation_records(items: Sequence[Mapping[str, Any]], *, path: Path, dim: i
 
 def vector_of(vectors: TextVectors, qid: str, dim: int) -> np.ndarray | Skip:
     """The vector of a sentence, float32 `[dim]`, or why there is none."""
+    files = (f"{VECTORS}/{qid}.npy" if vectors.path.is_dir() else VECTORS,)
     if qid not in vectors:
-        return Skip(qid, "no vector", f"not in {vectors.path}")
+        return Skip(qid, "no vector", f"not in {vectors.path}", files=files)
     try:
         vector = np.asarray(vectors[qid], np.float32)
     except (FeatureError, ValueError) as error:
-        return Skip(qid, "bad vector", str(error))
+        return Skip(qid, "bad vector", str(error), files=files)
     if vector.shape != (dim,) or not np.isfinite(vector).all():
         return Skip(qid, "bad vector", f"shape {list(vector.shape)}, expected [{dim}] finite numbers")
     return vector

@@ -1,5 +1,6 @@
 """CTRL's windows: the features of released files, or means of our own features (launch/extract_features.py)."""
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,15 @@ from typing import Any
 import numpy as np
 
 from vlm_jax import features as feature_files
+from vlm_jax.array_files import load_array
 from vlm_jax.data.records import Record, Skip
 from vlm_jax.errors import DataError
 from vlm_jax.features import FeatureError, Settings
 from vlm_jax.interop.torch_files import TorchFileError, load_pickle
 from vlm_jax.systems.ctrl.windows import feature_windows, parse, window_files
+
+FEATURES = "features"
+"""What `Skip.files` calls the folder of features."""
 
 
 def window_items(folder: Path, frames: Mapping[str, int]) -> list[dict[str, Any]]:
@@ -47,7 +52,7 @@ def window_records(items: Sequence[Mapping[str, Any]], *, root: Path, dim: int, 
                 continue
             feature = read_window(root / name, dim)
             if isinstance(feature, Skip):
-                yield feature
+                yield dataclasses.replace(feature, files=(f"{FEATURES}/{name}",))
                 continue
             spans.append(parse(name)[1:])
             features.append(feature)
@@ -60,8 +65,8 @@ def window_records(items: Sequence[Mapping[str, Any]], *, root: Path, dim: int, 
 def read_window(path: Path, dim: int) -> np.ndarray | Skip:
     """The feature of a window's file, float32 `[dim]`, or why it cannot be used."""
     try:
-        feature = np.load(path, allow_pickle=False).reshape(-1).astype(np.float32)
-    except (OSError, ValueError, EOFError) as error:
+        feature = load_array(path).reshape(-1).astype(np.float32)
+    except (OSError, ValueError) as error:
         return Skip(path.name, "unreadable", " ".join(str(error).split()))
     if len(feature) != dim:
         return Skip(path.name, "wrong width", f"{len(feature)} numbers, expected {dim}")
@@ -108,7 +113,7 @@ def feature_records(
             features = feature_files.load(root, item["name"], settings)
             duration = feature_files.load_duration(root, item["name"])
         except FeatureError as error:
-            yield Skip(item["video"], "unreadable", str(error))
+            yield Skip(item["video"], "unreadable", str(error), files=(f"{FEATURES}/{item['name']}.npy",))
             continue
         if not len(features) or not np.isfinite(features).all():
             yield Skip(item["video"], "not finite", f"{len(features)} rows, expected some, all of them finite")

@@ -32,7 +32,7 @@ from data_prep import shards
 from data_prep.commands import Commands, run_command
 from data_prep.groundnlq import annotations
 from data_prep.groundnlq.check import check
-from data_prep.groundnlq.stores import TEXT_KEYS, VIDEO_KEYS, Store, open_store, words
+from data_prep.groundnlq.stores import STORE, TEXT_KEYS, VIDEO_KEYS, Store, open_store, words
 from vlm_jax.annotations import FORMS
 from vlm_jax.data import feature_store as clips
 from vlm_jax.data.records import Record, Skip
@@ -54,8 +54,9 @@ def features(arguments: argparse.Namespace) -> None:
     made |= {name: given[name] for name in made if given[name] is not None}
     make = functools.partial(clip_records, path=arguments.features, dim=made["feature_dim"], dtype=arguments.dtype)
     protocol = {"kind": clips.KIND, "dtype": arguments.dtype, **stated(store, "video"), **made}
+    sources = {STORE: arguments.features}
     job = shards.Job(
-        arguments.output, "features", clips.CLIPS, clips.clip_features(arguments.dtype), protocol, names, make
+        arguments.output, "features", clips.CLIPS, clips.clip_features(arguments.dtype), protocol, names, make, sources
     )
     shards.run(job, arguments)
 
@@ -89,7 +90,8 @@ def _questions(arguments: argparse.Namespace, name: str, split: str, records: Se
         **stated(store, "text"),
     }
     found, form = annotations.items(records), data.query_features(arguments.dtype)
-    shards.run(shards.Job(arguments.output, name, split, form, protocol, found, make), arguments)
+    sources = {STORE: arguments.text}
+    shards.run(shards.Job(arguments.output, name, split, form, protocol, found, make, sources), arguments)
     if arguments.jsonl:
         arguments.jsonl.write_text(annotations.to_lines(records), encoding="utf-8")
 
@@ -141,9 +143,9 @@ def _read(
     try:
         array = store.read(name)
     except (ValueError, OSError, TorchFileError) as error:
-        return Skip(name, "unreadable", " ".join(str(error).split()))
+        return Skip(name, "unreadable", " ".join(str(error).split()), files=store.files(name))
     if array is None:
-        return Skip(name, "no features")
+        return Skip(name, "no features", files=store.files(name))
     array = change(array)
     if not len(array):
         return Skip(name, "no features", "the array is empty")

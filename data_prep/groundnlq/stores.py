@@ -6,14 +6,15 @@ stray array of that name into each; nothing is unpickled here.
 
 import functools
 import io
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from vlm_jax.array_files import check_numbers, load_array, read_member
 from vlm_jax.errors import DataError
 from vlm_jax.features import SETTINGS, FeatureError, Settings, load_duration, read_settings
 from vlm_jax.interop import torch_files
@@ -23,6 +24,8 @@ VIDEO_KEYS = ("features",)
 TEXT_KEYS = ("token_features", "features")
 """What arrays of words may be called; the first one that is there is taken."""
 ENDINGS = (".pt", ".npy", ".npz")
+STORE = "store"
+"""What `Skip.files` calls the path of a store."""
 
 
 class Store(Protocol):
@@ -47,6 +50,9 @@ class Store(Protocol):
     def duration(self, name: str) -> float:
         """Return the seconds of the video that an array is of, 0 where they are not known."""
 
+    def files(self, name: str) -> tuple[str, ...]:
+        """The files that may hold an array, for `Skip.files`."""
+
 
 def decode(value: bytes, keys: Sequence[str]) -> np.ndarray:
     """The array of a value of the reference's LMDB.
@@ -61,13 +67,15 @@ def decode(value: bytes, keys: Sequence[str]) -> np.ndarray:
     if not zipfile.is_zipfile(io.BytesIO(value)):
         raise ValueError("not an .npz file")
     try:
-        with np.load(io.BytesIO(value), allow_pickle=False) as archive:
-            key = next((key for key in keys if key in archive.files), None)
-            if key is None:
-                raise ValueError(f"holds {', '.join(archive.files) or 'nothing'}, expected {' or '.join(keys)}")
-            return archive[key]
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        archive = zipfile.ZipFile(io.BytesIO(value))
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError) as error:
         raise ValueError(f"a damaged .npz file ({error})") from None
+    with archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        key = next((key for key in keys if f"{key}.npy" in archive.namelist()), None)
+        if key is None:
+            raise ValueError(f"holds {', '.join(names)[:200] or 'nothing'}, expected {' or '.join(keys)}")
+        return read_member(archive, f"{key}.npy")
 
 
 def words(array: np.ndarray) -> np.ndarray:
@@ -117,19 +125,28 @@ class _Lmdb:
     settings = None
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
-        self.environment, self.keys = _environment(path.resolve()), keys
+        self.environment, self.keys, self.is_folder = _environment(path.resolve()), keys, path.is_dir()
 
     def names(self) -> Iterator[str]:
         """All keys."""
         with self.environment.begin() as transaction:
             for key in transaction.cursor().iternext(keys=True, values=False):
-                yield bytes(key).decode()
+                yield bytes(key).decode(errors="backslashreplace")
 
     def read(self, name: str) -> np.ndarray | None:
         """See `Store.read`."""
-        with self.environment.begin(buffers=True) as transaction:
-            value = transaction.get(name.encode())
-            return None if value is None else decode(bytes(value), self.keys)
+        import lmdb
+
+        try:
+            with self.environment.begin(buffers=True) as transaction:
+                value = transaction.get(name.encode())
+                return None if value is None else decode(bytes(value), self.keys)
+        except lmdb.Error as error:  # a damaged page, or a name that no key can have
+            raise ValueError(f"not to be read from the LMDB ({error})") from None
+
+    def files(self, name: str) -> tuple[str, ...]:
+        """See `Store.files`."""
+        return (f"{STORE}/data.mdb" if self.is_folder else STORE,)
 
     def duration(self, name: str) -> float:
         """See `Store.duration`."""
@@ -155,19 +172,21 @@ class _Folder:
     def read(self, name: str) -> np.ndarray | None:
         """See `Store.read`."""
         files = (self.path / f"{name}{ending}" for ending in ENDINGS)
-        file = next((file for file in files if file.is_file()), None)
+        file = next((file for file in files if os.path.isfile(file)), None)
         if file is None:
             return None
         if file.suffix == ".npz":
             return decode(file.read_bytes(), self.keys)
         if file.suffix == ".npy":
-            with suppress(EOFError, OSError):
-                return np.load(file, allow_pickle=False)
-            raise ValueError("not a .npy file")
+            return load_array(file)
         array = torch_files.load(file)
         if not isinstance(array, np.ndarray):
             raise ValueError(f"holds a {type(array).__name__}, expected one tensor")
-        return array
+        return check_numbers(array)
+
+    def files(self, name: str) -> tuple[str, ...]:
+        """See `Store.files`."""
+        return tuple(f"{STORE}/{name}{ending}" for ending in ENDINGS)
 
     def duration(self, name: str) -> float:
         """See `Store.duration`."""
@@ -192,3 +211,7 @@ class _Archive:
     def duration(self, name: str) -> float:
         """See `Store.duration`."""
         return 0.0
+
+    def files(self, name: str) -> tuple[str, ...]:
+        """See `Store.files`."""
+        return (STORE,)

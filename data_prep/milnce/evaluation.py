@@ -1,6 +1,7 @@
 """Lists of evaluation items and their videos -> evaluation records of MIL-NCE."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def retrieval_records(
     """
     for group, item in enumerate(items):
         name = f"{item['video_id']} {item['start']}-{item['end']}"
-        paths = [video_root / path for path in item["paths"]]
-        path = next((path for path in paths if path.is_file()), paths[0])
+        paths, files = [video_root / path for path in item["paths"]], tuple(f"videos/{path}" for path in item["paths"])
+        path = next((path for path in paths if os.path.isfile(path)), paths[0])
         try:
             duration = decode.probe(path).duration
             end = duration if item["end"] is None else item["end"]
@@ -81,10 +82,11 @@ def retrieval_records(
             read = functools.partial(decode.read_clips, path, starts, num_frames, fps, decode.square_crop(size))
             clips, damage = _read(read, strict)
         except decode.VideoError as error:
-            yield Skip(name, error.reason, str(error))
+            yield Skip(name, error.reason, str(error), files=files)
             continue
         if damage:
-            yield Skip(name, f"{damage.reason}, black where frames are missing", str(damage), kept=True)
+            reason = f"{damage.reason}, black where frames are missing"
+            yield Skip(name, reason, str(damage), kept=True, files=files)
         frames = [images.encode_png(frame) for clip in clips for frame in clip]
         example = {"video_id": item["video_id"], "text": item["text"], "start": item["start"], "end": end}
         yield Record({**example, "clip_starts": starts, "frames": frames}, group)
@@ -147,15 +149,17 @@ def classification_records(
     As in the reference, a damaged video counts with the frames that it has, unless `strict` leaves it out.
     """
     for group, item in enumerate(items):
+        files = (f"videos/{item['path']}",)
         try:
             path = video_root / item["path"]
             read = functools.partial(decode.read_frames, path, filters=decode.square_crop(size))
             frames, damage = _read(read, strict)
         except decode.VideoError as error:
-            yield Skip(item["path"], error.reason, str(error))
+            yield Skip(item["path"], error.reason, str(error), files=files)
             continue
         if damage:
-            yield Skip(item["path"], f"{damage.reason}, only the frames that are there", str(damage), kept=True)
+            reason = f"{damage.reason}, only the frames that are there"
+            yield Skip(item["path"], reason, str(damage), kept=True, files=files)
         chosen = sampling.frame_windows(len(frames), windows, num_frames)
         shown = np.unique(chosen[chosen >= 0])
         places = np.where(chosen >= 0, np.searchsorted(shown, chosen), -1)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -110,9 +111,11 @@ def training_records(
     group = -1
     for video in videos:
         try:
-            captions_path = caption_root / f"{video.split('.')[0]}.csv"
-            if not captions_path.is_file():
-                raise _Skipped("no captions", f"{captions_path}: no such file")
+            captions_name = f"{video.split('.')[0]}.csv"
+            captions_path = caption_root / captions_name
+            if not os.path.isfile(captions_path):
+                yield Skip(video, "no captions", f"{captions_path}: no such file", files=(f"captions/{captions_name}",))
+                continue
             narration = read_captions(captions_path)
             if not narration.text:
                 raise _Skipped("no captions", f"{captions_path}: no rows")
@@ -120,9 +123,9 @@ def training_records(
         except _Skipped as skip:
             yield Skip(video, *skip.args)
         except DataError as error:
-            yield Skip(video, "bad captions", str(error))
+            yield Skip(video, "bad captions", str(error), files=(f"captions/{captions_name}",))
         except decode.VideoError as error:
-            yield Skip(video, error.reason, str(error))
+            yield Skip(video, error.reason, str(error), files=(f"videos/{video}",))
         else:
             group += 1
             for number, (example, weight) in enumerate(made):

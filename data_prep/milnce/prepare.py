@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import shards
-from data_prep.commands import Commands, run_command
+from data_prep.commands import Commands, check_folders, run_command
 from data_prep.milnce.check import check
 from data_prep.milnce.evaluation import (
     classification_records,
@@ -43,6 +43,7 @@ from vlm_jax.video.segment import DEFAULT_CRF
 
 def howto100m(arguments: argparse.Namespace) -> None:
     """Training shards."""
+    check_folders(arguments, "videos", "captions")
     if arguments.seconds is None:
         arguments.seconds = 0 if arguments.format == ORIGINAL else 16
     segments = Segments(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Segments)})
@@ -51,12 +52,15 @@ def howto100m(arguments: argparse.Namespace) -> None:
         training_records, video_root=arguments.videos, caption_root=arguments.captions, segments=segments
     )
     items = video_list(arguments.list)
-    job = shards.Job(arguments.output, "howto100m", "train", FORMATS[segments.format], protocol, items, make)
+    sources = {"videos": arguments.videos, "captions": arguments.captions}
+    form = FORMATS[segments.format]
+    job = shards.Job(arguments.output, "howto100m", "train", form, protocol, items, make, sources)
     shards.run(job, arguments)
 
 
 def retrieval(arguments: argparse.Namespace) -> None:
     """A retrieval set, from one of the lists."""
+    check_folders(arguments, "videos")
     items = {"youcook2": youcook2_items, "msrvtt": msrvtt_items, "segments": segment_items}[arguments.command](
         arguments.csv
     )
@@ -65,19 +69,23 @@ def retrieval(arguments: argparse.Namespace) -> None:
     make = functools.partial(retrieval_records, video_root=arguments.videos, **protocol)
     split = {"youcook2": "validation"}.get(arguments.command, "test")
     protocol = {"kind": "milnce_retrieval", **protocol}
-    job = shards.Job(arguments.output, arguments.command, split, RETRIEVAL_FEATURES, protocol, items, make)
+    sources = {"videos": arguments.videos}
+    job = shards.Job(arguments.output, arguments.command, split, RETRIEVAL_FEATURES, protocol, items, make, sources)
     shards.run(job, arguments)
 
 
 def classification(arguments: argparse.Namespace) -> None:
     """A classification set."""
+    check_folders(arguments, "videos")
     items = hmdb51_items(arguments.csv)
     protocol = {name: getattr(arguments, name) for name in ("windows", "num_frames", "size", "strict")}
     make = functools.partial(classification_records, video_root=arguments.videos, **protocol)
     classes = sorted({item["label"] for item in items})
     protocol = {"kind": "milnce_classification", **protocol, "classes": classes}
-    job = shards.Job(arguments.output, arguments.command, "videos", CLASSIFICATION_FEATURES, protocol, items, make)
-    shards.run(job, arguments)
+    sources, form = {"videos": arguments.videos}, CLASSIFICATION_FEATURES
+    shards.run(
+        shards.Job(arguments.output, arguments.command, "videos", form, protocol, items, make, sources), arguments
+    )
 
 
 def video_list(path: Path) -> list[str]:
@@ -87,6 +95,7 @@ def video_list(path: Path) -> list[str]:
 
 def vocabulary(arguments: argparse.Namespace) -> None:
     """A word list of all captions, most frequent words first."""
+    check_folders(arguments, "captions")
     skipped = []
 
     def sentences() -> Iterator[str]:

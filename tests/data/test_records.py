@@ -95,10 +95,86 @@ def test_skipped_items_keep_their_reasons(tmp_path):
     assert (tmp_path / "skipped.csv").read_text(encoding="utf-8").count('a,""b"".mp4') == 2
 
 
+def test_the_list_of_a_folder_has_all_splits(tmp_path):
+    write(tmp_path, (1,), skips=[Skip("a.mp4", "missing")])
+    finalize(tmp_path, 1)
+    write(tmp_path, (1, 1), split="test", skips=[Skip("b.mp4", "truncated", kept=True)])
+    assert finalize(tmp_path, 2, split="test")["skipped"] == {}
+    lines = (tmp_path / "skipped.csv").read_text(encoding="utf-8").splitlines()
+    kept = "test,b.mp4,truncated,,yes"
+    assert lines == ["split,item,reason,detail,kept", "train,a.mp4,missing,,no", kept, kept]
+
+
+def test_a_skip_knows_when_its_files_change(tmp_path):
+    path, sources = records.shard_path(tmp_path, "made", "train", 0, 1), {"videos": tmp_path / "films"}
+    sources["videos"].mkdir()
+    (sources["videos"] / "b.mp4").write_bytes(b"damaged")
+    long = "videos/" + "n" * 300
+    skips = [Skip("a", "missing", files=("videos/a.mkv", "videos/a.mp4")), Skip("b", "bad", files=("videos/b.mp4",))]
+    records.write_shard(path, FEATURES, [*skips, Skip("c", "missing", files=(long,)), Skip("d", "short")], sources)
+    assert [skip.files for skip in records.read_skipped(path)] == [*(skip.files for skip in skips), (long,), ()]
+    assert not records.has_changed_files(path, sources)
+    (sources["videos"] / "a.mp4").touch()
+    assert records.has_changed_files(path, sources)
+    (sources["videos"] / "a.mp4").unlink()
+    assert not records.has_changed_files(path, sources)
+    (sources["videos"] / "b.mp4").write_bytes(b"whole")
+    assert records.has_changed_files(path, sources)
+
+
+IMPOSSIBLE = [("weight", 1, np.nan), ("weight", 0, -1.0), ("weight", 2, np.inf), ("offset", 2, 0), ("offset", 0, -8)]
+
+
+@pytest.mark.parametrize(("column", "row", "value"), [*IMPOSSIBLE, ("group", 0, -1), ("group", 2, 0)])
+def test_an_index_that_cannot_be_is_one_line(tmp_path, column, row, value):
+    write(tmp_path, (4,))
+    path = records.shard_path(tmp_path, "made", "train", 0, 1)
+    index = records.read_index(path).copy()
+    index[column][row] = value
+    np.save(records.index_path(path), index)
+    with pytest.raises(DataError, match=f"damaged, it has an? {column}") as caught:
+        records.read_index(path)
+    one_line(caught, records.index_path(path))
+
+
+SPLIT = {"shards": 2, "records": [4, 4], "groups": [3, 3], "bytes": 9}
+ABSURD = [
+    *[{key: value} for key in ("name", "protocol", "splits") for value in (None, 3, ["x"])],
+    *[{"splits": {"train": value}} for value in (None, [], {}, {**SPLIT, "shards": "2"}, {**SPLIT, "shards": 3})],
+    *[{"splits": {"train": {**SPLIT, key: [4, value]}}} for key in ("records", "groups") for value in ("4", -1, 0.5)],
+    *[{"protocol": {key: value}} for key in ("feature_dim", "fps", "feature_stride", "kind") for value in (None, [1])],
+    *[{"protocol": {key: value}} for key in ("text_dim", "feature_stride") for value in (-1, "x", {}, True)],
+    *[{"protocol": {"fps": value}} for value in (float("nan"), float("inf"), 10**400)],
+    *[{"protocol": {"classes": value}} for value in ("ab", [1])],
+    {"protocol": {"video_features": []}},
+]
+
+
+@pytest.mark.parametrize("change", ABSURD)
+def test_a_protocol_that_cannot_be_is_one_line(tmp_path, change):
+    content = {"name": "made", "protocol": {"fps": 5}, "splits": {"train": SPLIT}}
+    (tmp_path / "protocol.json").write_text(json.dumps(content))
+    assert read_protocol(tmp_path) == content
+    for text in (json.dumps(content | change), "[" * 100_000, "[]", "\x00"):
+        (tmp_path / "protocol.json").write_text(text)
+        with pytest.raises(DataError, match="damaged") as caught:
+            read_protocol(tmp_path)
+        one_line(caught, tmp_path / "protocol.json")
+        assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_a_statement_that_is_not_there_is_one_line(tmp_path):
+    (tmp_path / "protocol.json").write_text(json.dumps({"name": "made", "protocol": {}, "splits": {}}))
+    with pytest.raises(DataError, match=r"has no key protocol[.]feature_dim") as caught:
+        read_protocol(tmp_path)["protocol"]["feature_dim"]
+    one_line(caught, tmp_path / "protocol.json")
+
+
 def test_finalize_counts(tmp_path):
     write(tmp_path, (3, 0, 2))
     size = sum(path.stat().st_size for path in tmp_path.glob("*.tfrecord-*"))
-    assert finalize(tmp_path, 3, fps=5) == {"records": 5, "groups": 4, "bytes": size, "skipped": {}}
+    expected = {"records": 5, "groups": 4, "bytes": size, "skipped": {}, "remarked": {}}
+    assert finalize(tmp_path, 3, fps=5) == expected
     protocol = read_protocol(tmp_path)
     assert (protocol["name"], protocol["protocol"]) == ("made", {"fps": 5})
     assert protocol["splits"] == {"train": {"shards": 3, "records": [3, 0, 2], "groups": [2, 0, 2], "bytes": size}}

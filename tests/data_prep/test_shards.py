@@ -165,6 +165,37 @@ def test_every_item_is_in_one_shard(tmp_path, capsys):
     assert str(tmp_path / "a" / "skipped.csv") in output
 
 
+def test_a_shard_is_made_again_when_a_missing_file_appears(tmp_path, capsys):
+    videos, made = tmp_path / "videos", tmp_path / "made"
+    videos.mkdir()
+    for path in (CLIPS / "bunny.mp4", CLIPS / "chaplin.mp4"):
+        (videos / path.name).symlink_to(path)
+    arguments = command(made)
+    arguments[arguments.index("--videos") + 1] = str(videos)
+    milnce.main(arguments)
+    before = {path.name: path.stat().st_mtime_ns for path in made.glob("*-of-*")}
+    assert "2 kept" in capsys.readouterr().out
+    (videos / "drumming.mp4").symlink_to(CLIPS / "drumming.mp4")
+    milnce.main(arguments)
+    output = capsys.readouterr().out
+    assert "1 finished shards are made again" in output
+    assert "3 kept" in output
+    after = {path.name: path.stat().st_mtime_ns for path in made.glob("*-of-*")}
+    changed = {name.partition("-of-")[0][-5:] for name, time in before.items() if after[name] != time}
+    assert len(changed) == 1
+    milnce.main(arguments)
+    assert "made again" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["videos", "captions"])
+def test_a_missing_folder_is_an_error_before_anything_is_written(tmp_path, name):
+    arguments = command(tmp_path / "made")
+    arguments[arguments.index(f"--{name}") + 1] = str(tmp_path / "absent")
+    with pytest.raises(DataError, match=f"^--{name}: {tmp_path}/absent: no such folder$"):
+        milnce.main(arguments)
+    assert not (tmp_path / "made").exists()
+
+
 def test_there_are_no_more_shards_than_items(tmp_path):
     for index in range(8):
         shards.run(job(tmp_path, [1, 2, 3]), options(8, shard_index=index))

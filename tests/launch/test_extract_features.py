@@ -213,6 +213,7 @@ def test_a_list_of_videos(extract, refused, videos, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no videos" in refused(tmp_path / "empty", tmp_path / "made")
     assert "no such folder" in refused(tmp_path / "none", tmp_path / "made")
+    assert "no such folder" in refused(tmp_path / "none", *listed("video_path", "one.mp4")[1:])
 
 
 def test_a_folder_begun_otherwise_is_refused(root, extract, refused, videos, tmp_path):

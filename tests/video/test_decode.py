@@ -1,5 +1,6 @@
 import pickle
 from fractions import Fraction
+from itertools import islice
 
 import av
 import numpy as np
@@ -396,3 +397,32 @@ def test_files_are_always_closed(clip, tmp_path, monkeypatch):
     for container in opened:
         with pytest.raises(AssertionError, match="not open"):
             next(container.demux())
+
+
+DAY = 86_400
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        [Fraction(0), Fraction(1, 5), Fraction(3 * DAY)],
+        [Fraction(3 * DAY), 3 * DAY + Fraction(1, 5)],
+        [Fraction(number * 3000) for number in range(70)],
+    ],
+)
+@pytest.mark.parametrize("strict", [True, False])
+def test_time_stamps_that_jump_do_not_make_endless_frames(tmp_path, times, strict):
+    path = tmp_path / "jump.mkv"
+    write_video(path, numbered(len(times)), 5, times=times)
+    frames = stream_frames(path, fps=Fraction(1, 100), strict=strict)
+    with pytest.raises(VideoError) as caught:
+        list(islice(frames, 2 * DAY // 100 + 1))
+    assert caught.value.reason == ("time jump" if len(times) < 10 else "too long")
+    assert str(path) in str(caught.value)
+
+
+def test_more_frames_at_once_than_memory_holds(clip, monkeypatch):
+    monkeypatch.setattr(decode, "LARGEST_ARRAY", 50 * 16 * 32 * 3)
+    with pytest.raises(VideoError, match=r"too long \(more than 51 frames of \[16, 32, 3\] at once\)"):
+        read_frames(clip())
+    assert len(read_frames(clip(), seconds=2)) == 50

@@ -14,9 +14,10 @@ import csv
 import dataclasses
 import io
 import itertools
+import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from vlm_jax.array_files import load_array
 from vlm_jax.data.protocol import PROTOCOL, read_protocol
 from vlm_jax.errors import DataError
 from vlm_jax.files import replacing, write_atomically, write_json
@@ -33,6 +35,7 @@ tf.config.set_visible_devices([], "GPU")
 tf.get_logger().setLevel(logging.ERROR)
 logging.getLogger("absl").addFilter(lambda record: "is deprecated. Please change your code" not in record.getMessage())
 
+SKIPPED_COLUMNS = ("item", "reason", "detail", "kept")
 INDEX = np.dtype([("offset", "<i8"), ("group", "<i4"), ("weight", "<f8")])
 
 
@@ -60,12 +63,15 @@ class Skip:
       reason: A few words, the same for all items alike.
       detail: What was found.
       kept: Whether the item gives its record all the same.
+      files: Files that may mend it, each the name of a source and the path below it, such as `videos/a.mp4`. When one
+        of them appears or changes, the same preparation makes the shard again.
     """
 
     item: str
     reason: str
     detail: str = ""
     kept: bool = False
+    files: tuple[str, ...] = ()
 
 
 def shard_path(directory: Path, name: str, split: str, index: int, count: int) -> Path:
@@ -83,17 +89,23 @@ def skipped_path(records: Path) -> Path:
     return records.with_name(records.name.replace(".tfrecord-", ".skipped-") + ".csv")
 
 
-def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Iterable[Record | Skip]) -> None:
+def write_shard(
+    path: Path,
+    features: tfds.features.FeaturesDict,
+    records: Iterable[Record | Skip],
+    sources: Mapping[str, Path] | None = None,
+) -> None:
     """Writes one shard, its list of skipped items and its index under temporary names, then renames them.
 
-    The index comes last: where it lies, the shard is whole.
+    The index comes last: where it lies, the shard is whole. `sources` says where the sources of `Skip.files` are.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, skipped, offset = [], [], 0
     with replacing(path) as partial, tf.io.TFRecordWriter(str(partial)) as writer:
         for record in records:
             if isinstance(record, Skip):
-                skipped.append(record)
+                states = {file: _file_state(file, sources or {}) for file in record.files}
+                skipped.append((*_cells(record), json.dumps(states)))
                 continue
             serialised = features.serialize_example(record.example)
             # TFDS leaves the order of the fields to chance; a shard must come out the same every time.
@@ -102,7 +114,7 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Itera
             rows.append((offset, record.group, record.weight))
             # A TFRecord frames its payload with a length, and a checksum on each side: 16 bytes.
             offset += len(serialised) + 16
-    write_atomically(skipped_path(path), _csv(skipped))
+    write_atomically(skipped_path(path), _csv((*SKIPPED_COLUMNS, "files"), skipped))
     buffer = io.BytesIO()
     np.save(buffer, np.array(rows, INDEX))
     write_atomically(index_path(path), buffer.getvalue())
@@ -110,15 +122,44 @@ def write_shard(path: Path, features: tfds.features.FeaturesDict, records: Itera
 
 def read_skipped(records: Path) -> list[Skip]:
     """Return the items that a finished shard left out or remarked on."""
-    rows = csv.DictReader(io.StringIO(skipped_path(records).read_text(encoding="utf-8")))
-    return [Skip(row["item"], row["reason"], row["detail"], row.get("kept") == "yes") for row in rows]
+    return [
+        Skip(row["item"], row["reason"], row["detail"], row.get("kept") == "yes", tuple(_states(row)))
+        for row in _skipped_rows(records)
+    ]
 
 
-def _csv(skipped: Iterable[Skip]) -> bytes:
+def has_changed_files(records: Path, sources: Mapping[str, Path]) -> bool:
+    """Whether a file on whose account a finished shard skipped an item has appeared, changed or gone since."""
+    return any(
+        _file_state(file, sources) != state for row in _skipped_rows(records) for file, state in _states(row).items()
+    )
+
+
+def _skipped_rows(records: Path) -> Iterable[dict[str, str]]:
+    return csv.DictReader(io.StringIO(skipped_path(records).read_text(encoding="utf-8")))
+
+
+def _states(row: Mapping[str, str]) -> dict[str, list[int] | None]:
+    return json.loads(row.get("files") or "{}")
+
+
+def _file_state(file: str, sources: Mapping[str, Path]) -> list[int] | None:
+    """Size (bytes) and time of change (ns) of a file of a source; None where there is none."""
+    source, _, name = file.partition("/")
+    try:
+        status = (sources[source] / name).stat()
+    except (KeyError, OSError, ValueError):  # ValueError: a name that no file can have
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _cells(skip: Skip) -> tuple[str, ...]:
+    return skip.item, skip.reason, skip.detail, "yes" if skip.kept else "no"
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    rows = [(skip.item, skip.reason, skip.detail, "yes" if skip.kept else "no") for skip in skipped]
-    writer.writerows([("item", "reason", "detail", "kept"), *rows])
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     return text.getvalue().encode()
 
 
@@ -130,13 +171,19 @@ def read_index(records: Path) -> np.ndarray:
     """
     path = index_path(records)
     try:
-        index = np.load(path, allow_pickle=False)
+        index = load_array(path, INDEX)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; its shard was not finished, run the preparation again") from None
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError) as error:
         raise DataError(f"{path}: damaged ({error}); delete the shard and run the preparation again") from None
-    if index.dtype != INDEX:
-        raise DataError(f"{path}: expected rows of {INDEX.names}, found {index.dtype}")
+    weights = index["weight"]
+    faults = {
+        "a weight that is negative or no number": not (np.isfinite(weights) & (weights >= 0)).all(),
+        "an offset that does not ascend": (np.diff(index["offset"], prepend=-1) <= 0).any(),
+        "a group that does not ascend": (np.diff(index["group"], prepend=0) < 0).any(),
+    }
+    if fault := next((fault for fault, found in faults.items() if found), None):
+        raise DataError(f"{path}: damaged, it has {fault}; delete the shard and run the preparation again")
     return index
 
 
@@ -148,7 +195,7 @@ def finalize(
     features: tfds.features.FeaturesDict,
     protocol: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Checks that every shard of a split is there and writes the metadata and `skipped.csv`.
+    """Checks that every shard of a split is there and writes the metadata and `skipped.csv`, which lists all splits.
 
     Returns:
       Numbers of `records`, `groups` and `bytes`, and `skipped` and `remarked`, how many items were left out for each
@@ -168,18 +215,23 @@ def finalize(
     records = [len(index) for index in indices]
     groups = [len(np.unique(index["group"])) for index in indices]
     size = sum(path.stat().st_size for path in paths)
-    skipped = [skip for path in paths for skip in read_skipped(path)]
-    write_atomically(directory / "skipped.csv", _csv(skipped))
-    if not sum(records):
-        raise DataError(f"{directory}: the split {split!r} holds no record; see skipped.csv for the reasons")
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=str(directory), dataset_name=name, split=split, filetype_suffix="tfrecord"
-    )
     new = {"name": name, "protocol": dict(protocol)}
     known = read_protocol(directory) if (directory / PROTOCOL).exists() else {**new, "splits": {}}
     for key, value in new.items():
         if known[key] != value:
             raise DataError(f"{directory / PROTOCOL}: its {key} is {known[key]}, expected {value}")
+    counts = {key: value["shards"] for key, value in known["splits"].items()} | {split: count}
+    skipped = {
+        key: [skip for n in range(shards) for skip in read_skipped(shard_path(directory, name, key, n, shards))]
+        for key, shards in counts.items()
+    }
+    listed = [(key, *_cells(skip)) for key, skips in skipped.items() for skip in skips]
+    write_atomically(directory / "skipped.csv", _csv(("split", *SKIPPED_COLUMNS), listed))
+    if not sum(records):
+        raise DataError(f"{directory}: the split {split!r} holds no record; see skipped.csv for the reasons")
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=str(directory), dataset_name=name, split=split, filetype_suffix="tfrecord"
+    )
     splits = {**known["splits"], split: {"shards": count, "records": records, "groups": groups, "bytes": size}}
     tfds.folder_dataset.write_metadata(
         data_dir=str(directory),
@@ -198,7 +250,7 @@ def finalize(
     for left in directory.glob(f"{name}-{split}.*.tmp"):
         left.unlink(missing_ok=True)
     reasons = {
-        kind: dict(collections.Counter(skip.reason for skip in skipped if skip.kept == kept))
+        kind: dict(collections.Counter(skip.reason for skip in skipped[split] if skip.kept == kept))
         for kind, kept in (("skipped", False), ("remarked", True))
     }
     return {"records": sum(records), "groups": sum(groups), "bytes": size, **reasons}

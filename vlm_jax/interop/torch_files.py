@@ -1,8 +1,8 @@
 """Reads and writes the files of `torch.save` without torch, running nothing that a file asks for.
 
-A torch file is a pickle plus raw storages. `_Unpickler` runs the pickle; it answers a fixed list of globals with
-functions of this module and refuses every other. Both containers are read: the zip form (torch 1.6 and later) and the
-legacy form (a stream of pickles followed by the storages).
+A torch file is a pickle plus raw storages. `restricted_pickle` runs the pickle; it answers a fixed list of globals,
+`_NAMES`, and rejects every other. Both containers are read: the zip form (torch 1.6 and later) and the legacy form (a
+stream of pickles followed by the storages). What a file makes in memory is limited by its size.
 """
 
 import contextlib
@@ -10,19 +10,26 @@ import io
 import math
 import os
 import pickle
-import re
 import reprlib
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
-from vlm_jax.errors import UserError
 from vlm_jax.files import replacing
+from vlm_jax.interop.restricted_pickle import (
+    PLAIN_NAMES,
+    Budget,
+    TorchFileError,
+    Unpickler,
+    are_counts,
+    flat_names,
+    shown,
+)
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _CHUNK = 1 << 24  # bytes read at a time, so that a storage is never held twice
@@ -35,14 +42,6 @@ _UNTYPED_DTYPES = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in (*_STORAGE_CLASSES, *_UNTYPED_DTYPES)}
 
 
-class TorchFileError(UserError):
-    """A file that cannot be read: one line with the file's name and what was wrong."""
-
-
-class UnsafePickleError(TorchFileError):
-    """A pickle that asks for something outside the allow-list; it was refused and nothing was run."""
-
-
 def load(path: str | os.PathLike) -> Any:
     """Reads a file written by `torch.save` (.pth, .pt, .pth.tar), in the zip or the legacy form.
 
@@ -51,7 +50,8 @@ def load(path: str | os.PathLike) -> Any:
     and argparse.Namespace become dict, torch.Size a tuple, torch.device and torch.dtype a str ('cuda:0', 'float32').
     Strings written by Python 2 are decoded as latin-1.
     Raises UnsafePickleError for a global that is not on the allow-list, and TorchFileError for a missing, truncated or
-    inconsistent file and for a tensor that reaches outside its storage.
+    inconsistent file, for a tensor that reaches outside its storage, and for a file whose values would take far more
+    memory than its size explains (tensors that are expanded without being stored, for example).
     """
     with _naming(path), open(path, "rb") as stream:
         is_zip = stream.read(4) == b"PK\x03\x04"
@@ -67,7 +67,9 @@ def load_pickle(source: str | os.PathLike | bytes, encoding: str = "ASCII") -> A
     """
     in_memory = isinstance(source, bytes)
     with _naming("<bytes>" if in_memory else source), io.BytesIO(source) if in_memory else open(source, "rb") as stream:
-        return _Unpickler(stream, encoding).load()
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        return Unpickler(stream, Budget(size), encoding, _NAMES).load()
 
 
 def save(path: str | os.PathLike, tree: Any) -> None:
@@ -103,6 +105,7 @@ def _naming(name: str | os.PathLike) -> Iterator[None]:
 
 
 def _load_zip(stream: BinaryIO) -> Any:
+    budget = Budget(os.fstat(stream.fileno()).st_size)
     with zipfile.ZipFile(stream) as archive:
         names = archive.namelist()
         prefix = names[0].split("/")[0] if names else ""
@@ -110,34 +113,36 @@ def _load_zip(stream: BinaryIO) -> Any:
             raise TorchFileError("a zip archive that torch.save did not write (no data.pkl, or a TorchScript model)")
         byteorder = sys.byteorder
         if f"{prefix}/byteorder" in names:
-            byteorder = _read_entry(archive, f"{prefix}/byteorder").tobytes().decode("latin1")
+            byteorder = _read_entry(archive, f"{prefix}/byteorder", budget).tobytes().decode("latin1")
         if byteorder not in ("little", "big"):
             raise TorchFileError(f"byteorder is {byteorder[:20]!r}, expected 'little' or 'big'")
         storages: dict[str, np.ndarray] = {}
 
         def storage(dtype: np.dtype, key: str, count: int) -> np.ndarray:
             if key not in storages:
-                storages[key] = _read_entry(archive, f"{prefix}/data/{key}", count * dtype.itemsize).view(dtype)
+                content = _read_entry(archive, f"{prefix}/data/{key}", budget, count * dtype.itemsize)
+                storages[key] = content.view(dtype)
                 if byteorder != sys.byteorder:
                     storages[key].byteswap(inplace=True)
             return _checked(storages[key], dtype, key, count)
 
-        program = _read_entry(archive, f"{prefix}/data.pkl").tobytes()
-        return _Unpickler(io.BytesIO(program), "latin1", storage).load()
+        program = _read_entry(archive, f"{prefix}/data.pkl", budget).tobytes()
+        return Unpickler(io.BytesIO(program), budget, "latin1", _NAMES, storage, len(program)).load()
 
 
-def _read_entry(archive: zipfile.ZipFile, name: str, expected: int | None = None) -> np.ndarray:
+def _read_entry(archive: zipfile.ZipFile, name: str, budget: Budget, expected: int | None = None) -> np.ndarray:
     """One archive entry as uint8 [bytes]; `expected` is the size that the pickle states for it."""
-    info = archive.NameToInfo.get(name)
+    info, shown_name = archive.NameToInfo.get(name), repr(name[:100])
     if info is None:
-        raise TorchFileError(f"the archive has no entry {name!r}")
+        raise TorchFileError(f"the archive has no entry {shown_name}")
     if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
-        raise TorchFileError(f"entry {name!r} is compressed or encrypted, expected it stored plainly")
+        raise TorchFileError(f"entry {shown_name} is compressed or encrypted, expected it stored plainly")
     if expected is not None and info.file_size != expected:
-        raise TorchFileError(f"entry {name!r} holds {info.file_size} bytes, expected {expected}")
+        raise TorchFileError(f"entry {shown_name} holds {info.file_size} bytes, expected {expected}")
     # Checked before the memory is taken, as the sizes in the directory are only claims.
     if info.header_offset + info.file_size > archive.start_dir:
-        raise TorchFileError(f"entry {name!r} claims {info.file_size} bytes, more than the file has for it")
+        raise TorchFileError(f"entry {shown_name} claims {info.file_size} bytes, more than the file has for it")
+    budget.take(info.file_size)  # many entries may lie over each other
     buffer = np.empty(info.file_size, np.uint8)
     with archive.open(info) as stream:
         _fill(stream, buffer)
@@ -145,31 +150,32 @@ def _read_entry(archive: zipfile.ZipFile, name: str, expected: int | None = None
 
 
 def _load_legacy(stream: BinaryIO) -> Any:
-    file_size = os.fstat(stream.fileno()).st_size
-    if _Unpickler(stream, "latin1").load() != _LEGACY_MAGIC:
+    budget = Budget(os.fstat(stream.fileno()).st_size)
+    if Unpickler(stream, budget, "latin1", _NAMES).load() != _LEGACY_MAGIC:
         raise TorchFileError("not a torch file (neither a zip archive nor a pickle with torch's magic number)")
     for _ in range(2):  # the protocol, always 1001, and the sizes of the writer's C types
-        _Unpickler(stream, "latin1").load()
+        Unpickler(stream, budget, "latin1", _NAMES).load()
     storages: dict[str, np.ndarray] = {}
 
     def storage(dtype: np.dtype, key: str, count: int, view: Any = None) -> np.ndarray:
         if key not in storages:
             claimed = count * dtype.itemsize + sum(known.nbytes for known in storages.values())
-            if claimed > file_size:
+            if claimed > budget.file_size:
                 raise TorchFileError(
-                    f"storages of {claimed} bytes in a file of {file_size} bytes, truncated or damaged"
+                    f"storages of {claimed} bytes in a file of {budget.file_size} bytes, truncated or damaged"
                 )
             storages[key] = np.empty(count, dtype)  # filled below, after the pickle
         root = _checked(storages[key], dtype, key, count)
         _, offset, size = view or (key, 0, count)
-        if not _are_counts((offset, size)) or offset + size > count:
-            raise TorchFileError(f"view {reprlib.repr(view)} reaches outside storage {key!r} of {count} elements")
+        if not are_counts((offset, size)) or offset + size > count:
+            place = f"storage {reprlib.repr(key)} of {count} elements"
+            raise TorchFileError(f"a view of {shown(size)} elements from {shown(offset)} on reaches outside {place}")
         return root[offset : offset + size]
 
-    tree = _Unpickler(stream, "latin1", storage).load()
-    keys = _Unpickler(stream, "latin1").load()
-    if not isinstance(keys, list) or set(keys) != set(storages):
-        raise TorchFileError(f"the storages {reprlib.repr(keys)} of the file are not those of its tensors")
+    tree = Unpickler(stream, budget, "latin1", _NAMES, storage).load()
+    keys = Unpickler(stream, budget, "latin1", _NAMES).load()
+    if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or set(keys) != set(storages):
+        raise TorchFileError("the storages of the file are not those of its tensors")
     for key in keys:
         count = int.from_bytes(stream.read(8).ljust(8, b"\xff"), "little", signed=True)  # negative if cut short
         _checked(storages[key], storages[key].dtype, key, count)
@@ -180,7 +186,7 @@ def _load_legacy(stream: BinaryIO) -> Any:
 def _checked(storage: np.ndarray, dtype: np.dtype, key: str, count: int) -> np.ndarray:
     if (storage.dtype, storage.size) != (dtype, count):
         found = f"{storage.size} elements of {storage.dtype.name}"
-        raise TorchFileError(f"storage {key!r} is given as {count} elements of {dtype.name} and as {found}")
+        raise TorchFileError(f"storage {reprlib.repr(key)} is given as {count} elements of {dtype.name} and as {found}")
     return storage
 
 
@@ -191,164 +197,61 @@ def _fill(stream: Any, buffer: np.ndarray) -> None:
             raise TorchFileError("truncated, the file ends inside a storage")
 
 
-class _Unfinished(dict):
-    """A numpy dtype, a numpy array or a Namespace until BUILD brings its state; an empty Namespace stays this dict."""
-
-    def __init__(self, finish: Callable[[Any], Any]) -> None:
-        self.finish = finish
-
-
-class _Unpickler(pickle._Unpickler):
-    """The standard library's Python unpickler, in which globals are only ever answered from `_GLOBALS`.
-
-    The functions of `_GLOBALS` are thus the only callables that a pickle can reach. The Python version is used, not
-    the C one, because BUILD must be replaced: there it can set attributes of classes and functions.
-    """
-
-    def __init__(self, stream: BinaryIO, encoding: str, storage: Callable[..., np.ndarray] | None = None) -> None:
-        super().__init__(stream, encoding=encoding)
-        self.storage = storage
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _GLOBALS:
-            asked = ascii(f"{module}.{name}")[:200]
-            raise UnsafePickleError(f"the pickle asks for {asked}, which is not on the list of safe names")
-        return _GLOBALS[module, name]
-
-    def persistent_load(self, pid: Any) -> np.ndarray:
-        if self.storage is not None and isinstance(pid, tuple) and len(pid) >= 5 and pid[0] == "storage":
-            dtype, key, _, count, *view = pid[1:]
-            if isinstance(dtype, np.dtype) and isinstance(key, str) and _are_counts((count,)):
-                return self.storage(dtype, key, count, *view)
-        raise TorchFileError(f"the persistent id {reprlib.repr(pid)} is not that of a storage")
-
-    def load_build(self) -> None:
-        state = self.stack.pop()
-        made = self.stack[-1]
-        if type(made) is dict:  # the attributes of an OrderedDict, such as a state dict's _metadata
-            return
-        if not isinstance(made, _Unfinished):
-            raise UnsafePickleError(f"the pickle sets the state of a {type(made).__name__}, which is not safe")
-        self.stack[-1] = made.finish(state)
-        for key in reversed(self.memo):
-            if self.memo[key] is made:
-                self.memo[key] = self.stack[-1]
-                break
-
-    def refuse(self) -> None:
-        raise UnsafePickleError("the pickle uses an extension code, a keyword constructor or an outside buffer")
-
-    dispatch = pickle._Unpickler.dispatch | dict.fromkeys(b"\x82\x83\x84\x92\x97", refuse)  # EXT1 to NEXT_BUFFER
-    dispatch[pickle.BUILD[0]] = load_build
-    dispatch[pickle.NEWOBJ[0]] = dispatch[pickle.REDUCE[0]]  # the same stack layout, but a call instead of __new__
-
-
-def _checking_keys(load: Callable, keys: slice) -> Callable:
-    return lambda unpickler: (_check_keys(unpickler.stack[keys]), load(unpickler))
-
-
-for _opcodes, _keys in {b"s": slice(-2, -1), b"ud": slice(0, None, 2), b"\x90\x91": slice(None)}.items():
-    for _opcode in _opcodes:  # SETITEM, SETITEMS and DICT, ADDITEMS and FROZENSET
-        _Unpickler.dispatch[_opcode] = _checking_keys(_Unpickler.dispatch[_opcode], _keys)
-
-
-def _check_keys(keys: Iterable) -> None:
-    """Refuses nested tuples: hashing a deeply nested one overflows the C stack, which would end the process."""
-    if any(isinstance(part, tuple) for key in keys if isinstance(key, tuple) for part in key):
-        raise TorchFileError("a dict key or set element is a nested tuple")
-
-
-def _dict(items: Any = ()) -> dict:
-    pairs = list(items.items() if isinstance(items, dict) else items)
-    _check_keys(key for key, _ in pairs)
-    return dict(pairs)
-
-
-def _are_counts(values: Any) -> bool:
-    return isinstance(values, tuple | list) and all(isinstance(value, int) and value >= 0 for value in values)
-
-
-def _encode(text: str = "", encoding: str = "latin1") -> bytes:
-    if encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError(f"the pickle uses the codec {reprlib.repr(encoding)}, which is not safe")
-    return text.encode("latin1")
-
-
-def _rebuild_tensor(storage: Any, offset: int, size: tuple, stride: tuple, *unused: Any) -> np.ndarray:
+def _rebuild_tensor(budget: Budget, storage: Any, offset: int, size: tuple, stride: tuple, *unused: Any) -> np.ndarray:
     """`unused` is requires_grad, the hooks and, in newer files, {'conj': bool, 'neg': bool}."""
     if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
         raise TorchFileError("a tensor is built on something that is not a storage")
-    if not _are_counts((offset, *size, *stride)) or len(size) != len(stride):
-        raise TorchFileError(f"a tensor has {reprlib.repr((offset, size, stride))} for its offset, size and stride")
+    if not are_counts((offset,)) or not are_counts(size) or not are_counts(stride) or len(size) != len(stride):
+        values = ", ".join(map(shown, (offset, size, stride)))
+        raise TorchFileError(f"a tensor has {values} for its offset, size and stride")
     if len(unused) > 2 and unused[2]:
-        raise TorchFileError(f"a tensor with lazily computed values {reprlib.repr(unused[2])} is not supported")
+        raise TorchFileError("a tensor with lazily computed values ('conj' or 'neg') is not supported")
     if 0 in size:
         return np.empty(size, storage.dtype)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if last >= storage.size:
         raise TorchFileError(f"a tensor of shape {tuple(size)} reaches element {last} of a storage of {storage.size}")
     width = storage.dtype.itemsize
+    budget.take(math.prod(size) * width)  # strides of 0 make any shape of a single number
     return np.ndarray(size, storage.dtype, storage.view(np.uint8), offset * width, [step * width for step in stride])
 
 
-def _rebuild_tensor_v3(storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> np.ndarray:
+def _rebuild_tensor_v3(budget: Budget, storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> np.ndarray:
     """`rest` is that of `_rebuild_tensor` with the dtype in its third place; the storage is untyped."""
-    return _rebuild_tensor(storage.view(_DTYPES[rest[2]]), offset, size, stride, *rest[:2], *rest[3:])
+    return _rebuild_tensor(budget, storage.view(_DTYPES[rest[2]]), offset, size, stride, *rest[:2], *rest[3:])
 
 
-def _numpy_dtype(description: str, *unused: Any) -> _Unfinished:
-    if not re.fullmatch(r"[<>|=]?[biufcSUO]\d*", description):
-        raise TorchFileError(f"numpy dtype {reprlib.repr(description)} is not supported")
-    return _Unfinished(lambda state: np.dtype(description).newbyteorder(state[1]))
+def _size(budget: Budget, sizes: Any = ()) -> tuple:
+    budget.take(8 * len(sizes))
+    return budget.enclose(tuple(sizes))
 
 
-def _numpy_array(data: Any, dtype: Any, shape: tuple, order: str) -> np.ndarray:
-    if not isinstance(dtype, np.dtype) or not _are_counts(shape):
-        raise TorchFileError(f"a numpy array has {reprlib.repr((dtype, shape))} for its dtype and shape")
-    if dtype.hasobject:
-        flat = np.empty(len(data), object)
-        for index, item in enumerate(data):
-            flat[index] = item
-        return flat.reshape(shape, order=order)
-    data = data.encode("latin1") if isinstance(data, str) else data
-    expected = math.prod(shape) * dtype.itemsize
-    if len(data) != expected:
-        raise TorchFileError(f"a numpy array of shape {tuple(shape)} has {len(data)} bytes, expected {expected}")
-    return np.ndarray(shape, dtype, bytearray(data), order=order)
+def _device(budget: Budget, kind: str, *index: int) -> str:
+    if not isinstance(kind, str) or not are_counts(index):
+        raise TorchFileError(f"a device is made of {shown(kind)} and {shown(index)}, expected a name and a number")
+    budget.take(len(kind))
+    return ":".join([kind, *map(str, index)])
 
 
-_BUILTINS: dict[str, Any] = {
-    "dict": _dict,
-    "set": lambda items=(): set(_dict((item, None) for item in items)),
-    "frozenset": lambda items=(): frozenset(_dict((item, None) for item in items)),
-    "bytes": _encode,
-    **{name: name for name in ("list", "int", "float", "str", "bool")},  # factories of a defaultdict
-}
-_MULTIARRAY: dict[str, Any] = {
-    "_reconstruct": lambda *unused: _Unfinished(lambda made: _numpy_array(made[4], made[2], made[1], "CF"[made[3]])),
-    "scalar": lambda dtype, data: _numpy_array(data, dtype, (), "C")[()],
-}
-_MODULES: dict[str, dict[str, Any]] = {
-    **{"builtins": _BUILTINS, "__builtin__": _BUILTINS, "_codecs": {"encode": _encode}},
-    "argparse": {"Namespace": lambda: _Unfinished(_dict)},
-    "collections": {"OrderedDict": _dict, "Counter": _dict, "defaultdict": lambda *unused: {}},
-    "numpy": {"dtype": _numpy_dtype, "ndarray": "ndarray"},
-    **{"numpy.core.multiarray": _MULTIARRAY, "numpy._core.multiarray": _MULTIARRAY},
-    **{f"numpy.{core}.numeric": {"_frombuffer": _numpy_array} for core in ("core", "_core")},
-    "torch": {
-        "Size": lambda *sizes: tuple(*sizes),
-        "device": lambda kind, *index: ":".join([kind, *map(str, index)]),
-        **{name: name for name in _DTYPES},
-        **{f"{kind}Storage": _DTYPES[name] for name, kind in _STORAGE_CLASSES.items()},
-    },
-    "torch.storage": {"UntypedStorage": np.dtype(np.uint8)},
-    "torch._utils": {
-        **dict.fromkeys(("_rebuild_tensor", "_rebuild_tensor_v2"), _rebuild_tensor),
-        "_rebuild_tensor_v3": _rebuild_tensor_v3,
-        **dict.fromkeys(("_rebuild_parameter", "_rebuild_parameter_with_state"), lambda data, *unused: data),
-    },
-}
-_GLOBALS = {(module, name): value for module, names in _MODULES.items() for name, value in names.items()}
+def _parameter(budget: Budget, data: Any, *unused: Any) -> Any:
+    return data
+
+
+_NAMES = PLAIN_NAMES | flat_names(
+    {
+        "torch": {
+            **{"Size": _size, "device": _device},
+            **{name: name for name in _DTYPES},
+            **{f"{kind}Storage": _DTYPES[name] for name, kind in _STORAGE_CLASSES.items()},
+        },
+        "torch.storage": {"UntypedStorage": np.dtype(np.uint8)},
+        "torch._utils": {
+            **dict.fromkeys(("_rebuild_tensor", "_rebuild_tensor_v2"), _rebuild_tensor),
+            "_rebuild_tensor_v3": _rebuild_tensor_v3,
+            **dict.fromkeys(("_rebuild_parameter", "_rebuild_parameter_with_state"), _parameter),
+        },
+    }
+)
 
 
 class _Opcodes(bytes):

@@ -5,6 +5,7 @@ Filters are texts in FFmpeg's syntax, such as 'crop=224:224,hflip'; the function
 
 import io
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -37,6 +38,11 @@ TRUNCATION_TOLERANCE = 1.0
 SEEK_MARGINS = (0, 2 * MICROSECONDS, 16 * MICROSECONDS, 128 * MICROSECONDS, math.inf)
 # The ffmpeg program's allowance (microseconds) for frames that are stored later than they are shown.
 REORDERING = 3 * MICROSECONDS // 23
+# Seconds. A longer gap is a damaged time stamp, and the filter `fps` would fill it with frames; so is a later frame.
+LONGEST_GAP = 3600
+LONGEST_VIDEO = 48 * 3600
+# Bytes of the frames that `read_frames` gives at once.
+LARGEST_ARRAY = 8 << 30
 # A frame of this width and height (pixels) is large enough for any filter meant for videos.
 LARGE = 8192
 
@@ -46,7 +52,7 @@ class VideoError(UserError):
 
     Attributes:
       reason: one of 'missing', 'empty', 'unreadable', 'no video stream', 'no frames', 'truncated', 'too small',
-        'changing size'.
+        'changing size', 'time jump', 'too long'.
       detail: what else is known, '' if nothing.
     """
 
@@ -163,9 +169,17 @@ def read_frames(
     """The frames that `stream_frames` yields, as one array: uint8 [T, H, W, 3], RGB.
 
     After the end of the video T is 0, and H and W are still right.
+
+    Raises:
+      VideoError: as `stream_frames` does, and where the frames take more than `LARGEST_ARRAY`.
     """
     chosen = {"start": start, "seconds": seconds, "fps": fps, "filters": filters}
-    frames = list(stream_frames(path, **chosen, strict=strict, threads=threads))
+    frames = []
+    with closing(stream_frames(path, **chosen, strict=strict, threads=threads)) as stream:
+        for frame in stream:
+            frames.append(frame)
+            if len(frames) * frame.nbytes > LARGEST_ARRAY:
+                raise VideoError(path, "too long", f"more than {len(frames)} frames of {list(frame.shape)} at once")
     return np.stack(frames) if frames else np.zeros((0, *_output_size(path, filters), 3), np.uint8)
 
 
@@ -203,7 +217,7 @@ def _microseconds(seconds: Seconds) -> int:
 def _opened(path: File, threads: int = 1) -> Iterator[av.VideoStream]:
     """The best video stream of a file; the file is closed afterwards."""
     in_memory = isinstance(path, bytes)
-    if not in_memory and not Path(path).is_file():
+    if not in_memory and not os.path.isfile(path):  # also for a name that is too long for a file
         raise VideoError(path, "missing")
     if not (len(path) if in_memory else Path(path).stat().st_size):
         raise VideoError(path, "empty")
@@ -246,14 +260,26 @@ def _decode(path: File, start: int, strict: bool, threads: int) -> Iterator[av.V
                 return
             if not from_beginning and (first is None or first.pts > zero):
                 continue  # happens in containers without an index (MPEG-TS)
+            end = 0
             for frame in chain([first], frames):
                 if frame.pts < zero:
                     continue
                 if strict and frame.is_corrupt:
                     raise VideoError(path, "unreadable", "damaged frame")
                 frame.pts -= zero
+                _check_times(path, end, frame)
+                end = frame.pts + frame.duration
                 yield frame
             return
+
+
+def _check_times(path: File, end: int, frame: av.VideoFrame) -> None:
+    """Check a frame's time; `end` is when the frame before it ends."""
+    before, shown, lasts = (float(ticks * frame.time_base) for ticks in (end, frame.pts, frame.duration))
+    if shown - before > LONGEST_GAP or lasts > LONGEST_GAP:
+        raise VideoError(path, "time jump", f"a frame at {shown:.0f} s that lasts {lasts:.0f} s, after {before:.0f} s")
+    if shown > LONGEST_VIDEO:
+        raise VideoError(path, "too long", f"a frame at {shown:.0f} s, the limit is {LONGEST_VIDEO} s")
 
 
 def _timed_frames(path: File, stream: av.VideoStream, strict: bool, start: int) -> Iterator[av.VideoFrame]:

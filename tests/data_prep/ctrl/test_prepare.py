@@ -75,6 +75,9 @@ def test_odd_files_are_left_out_and_listed(tmp_path, capsys):
     (record,) = read_records(Split(str(output), data.WINDOWS), data.WINDOW_FEATURES)
     assert record["spans"].tolist() == [[13, 77], [1, 65]], "in the order of the names"
     assert "5 skipped" in capsys.readouterr().out
+    np.save(features / "a.avi_49_113.npy", np.ones(4))
+    preparation.main([str(word) for word in words])
+    assert "a.avi_49_113.npy" not in skipped(output), "tried again, as its file changed"
 
 
 def test_moments_without_a_name_or_a_sentence_are_listed(tmp_path):

@@ -69,7 +69,7 @@ def test_values_of_the_reference_s_lmdb():
     assert words(decode(packed(features=rows[0]), TEXT_KEYS)).shape == (1, 3)
     with pytest.raises(ValueError, match="holds other, expected token_features or features"):
         decode(packed(other=rows), TEXT_KEYS)
-    with pytest.raises(ValueError, match="Object arrays cannot be loaded when allow_pickle=False"):
+    with pytest.raises(ValueError, match="holds object, expected real numbers"):
         decode(packed(features=np.array([{"an": "object"}], object)), VIDEO_KEYS)
     for broken in (b"", b"no archive", packed(features=rows)[:60]):
         with pytest.raises(ValueError, match=r"not an [.]npz file"):
@@ -91,7 +91,9 @@ def test_an_lmdb_a_folder_and_an_archive_give_the_same(tmp_path):
         store = open_store(path, VIDEO_KEYS)
         assert list(store.names()) == list(arrays)
         assert all(np.array_equal(store.read(name), array) for name, array in arrays.items())
-        assert store.read("nowhere") is None
+        assert store.read("nowhere") is store.read("n" * 600) is None
+    with pytest.raises(ValueError, match="not to be read from the LMDB"):
+        store.read("")
     with pytest.raises(DataError, match="nothing: no such file"):
         open_store(tmp_path / "nothing", VIDEO_KEYS)
 
@@ -107,10 +109,19 @@ def test_clips_that_cannot_be_used_are_listed(tmp_path, capsys):
     (video / "damaged.pt").write_bytes(b"no tensor")
     (video / "cut.npy").write_bytes(b"")
     torch_files.save(video / "list.pt", [np.ones(3)])
+    torch_files.save(video / "complex.pt", np.ones((3, 4), complex))
+    torch_files.save(video / "number.pt", np.float32(1))
+    np.save(video / "text.npy", np.array([["a"] * 4]))
+    np.save(video / "single.npy", np.float32(1))
+    (video / "bomb.npz").write_bytes(packed(features=np.zeros((5 << 20, 4), np.float32)))
+    flipped = bytearray(packed(features=np.ones((3, 4))))
+    flipped[len(flipped) // 3] ^= 255
+    (video / "flipped.npz").write_bytes(flipped)
     run("features", "--features", video, "--dim", 4, "--output", tmp_path / "out", "--num_shards", 2)
     assert skipped(tmp_path / "out") == {
         "cut": "unreadable",
         "damaged": "unreadable",
+        **dict.fromkeys(("complex", "number", "text", "single", "bomb", "flipped"), "unreadable"),
         "list": "unreadable",
         "narrow": "wrong shape",
         "flat": "wrong shape",
@@ -118,6 +129,10 @@ def test_clips_that_cannot_be_used_are_listed(tmp_path, capsys):
         "empty": "no features",
     }
     assert "1 kept as 1 records" in capsys.readouterr().out
+    np.save(video / "cut.npy", np.ones((3, 4), np.float32))
+    run("features", "--features", video, "--dim", 4, "--output", tmp_path / "out", "--num_shards", 2)
+    assert "2 kept as 2 records" in capsys.readouterr().out
+    assert "cut" not in skipped(tmp_path / "out")
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="no features there"):
         run("features", "--features", tmp_path / "nothing", "--output", tmp_path / "other")
@@ -141,13 +156,14 @@ def test_questions_that_cannot_be_used_are_listed(tmp_path):
         question("endless_0", duration=0),
         question("wordless_0"),
         question("empty_0"),
+        question("n" * 300),
         question("short_0", timestamps=[[3.0, 3.0]]),
     ]
     del records[8]["video_id"]
     (tmp_path / "text").mkdir()
     for record in records:
         rows = 0 if record["query_id"] == "empty_0" else 2
-        if record["query_id"] != "wordless_0":
+        if record["query_id"] not in ("wordless_0", "n" * 300):
             np.save(tmp_path / "text" / f"{record['query_id']}.npy", np.ones((rows, 4), np.float32))
     (tmp_path / "q.jsonl").write_text(annotations.to_lines(records))
     source = ["--annotations", tmp_path / "q.jsonl", "--text", tmp_path / "text", "--dim", 4, "--split", "train"]
@@ -161,6 +177,7 @@ def test_questions_that_cannot_be_used_are_listed(tmp_path):
         "endless_0": "not an annotation",
         "wordless_0": "no features",
         "empty_0": "no features",
+        "n" * 300: "no features",
     }
     spec = SampleSpec(text_dim=4)
     kept = data.load_queries(str(tmp_path / "out"), "train", spec)

@@ -83,6 +83,7 @@ def hostile(tmp_path_factory):
     write_video(folder / "short.mp4", grey(15), 12)
     write_video(folder / "turned.mp4", grey(50, 48, 80), 12, rotation=90)
     write_video(folder / "odd.mp4", grey(50, 65, 97), 12, lossless=True)
+    write_video(folder / "jump.mkv", grey(3), 5, times=[Fraction(0), Fraction(1), Fraction(300_000)])
     (folder / "folder.mp4").mkdir()
     captions = {
         "only_header": "start,end,text\n",
@@ -102,7 +103,7 @@ def hostile(tmp_path_factory):
         if stem != "no_captions":
             (folder / f"{stem}.csv").write_text(captions.get(stem, CAPTIONS), encoding="utf-8")
     (folder / "latin.csv").write_bytes("start,end,text\n0,2,naïve\n".encode("latin-1"))
-    write_rows(folder / "list.csv", [["video_path"], *([name] for name in everything)])
+    write_rows(folder / "list.csv", [["video_path"], *([name] for name in [*everything, "n" * 300])])
     return folder
 
 
@@ -117,6 +118,8 @@ def test_what_is_bad_is_skipped_with_its_reason(survivors, hostile):
     found = skipped(survivors)
     assert {name: row["reason"] for name, row in found.items()} == {
         "missing.mp4": "missing",
+        "n" * 300: "no captions",
+        "jump.mkv": "time jump",
         "folder.mp4": "missing",
         "cut_header.mp4": "unreadable",
         "cut.mkv": "truncated",
@@ -373,7 +376,7 @@ def test_vocabulary(hostile, tmp_path, capsys):
     output = capsys.readouterr().out
     assert "11 words, for config.text.rows = 14" in output
     assert "they are 100.0 % of the" in output
-    assert "8 caption files skipped, such as" in output
+    assert "9 caption files skipped, such as" in output
 
 
 def test_a_vocabulary_that_keeps_case(hostile, tmp_path):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from vlm_jax import config as configs
+from vlm_jax.interop.restricted_pickle import UnsafePickleError
 from vlm_jax.interop.rules import ConversionError, flatten
-from vlm_jax.interop.torch_files import UnsafePickleError, load_pickle
+from vlm_jax.interop.torch_files import load_pickle
 from vlm_jax.systems.ctrl import interop as names
 from vlm_jax.task import get_task
 

@@ -16,6 +16,7 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     found = word_list.lower_cases(config.text.vocabulary)
     return {} if found is None else {"text.lower_case": found}
 
+
 MAY_CHANGE = (
     "retrieval",
     "linear",

@@ -1,0 +1,78 @@
+"""Numbers in `.npy` files and `.npz` archives of strangers: what a file claims is checked before memory is taken."""
+
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+NUMBERS = "biuf"
+"""Kinds of numpy types that are read: bool, whole and real numbers."""
+_FREE, _FACTOR = 1 << 26, 100  # bytes that any member may unpack to, and bytes for each packed byte
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def load_array(path: str | Path, rows: np.dtype | None = None) -> np.ndarray:
+    """Return the array of a `.npy` file.
+
+    Args:
+      path: The file.
+      rows: The type of its rows where they have named columns; numbers if not given.
+
+    Raises:
+      ValueError: where it is damaged, claims more than it holds, or holds something else than numbers `[N, ...]`.
+      OSError: where it cannot be read.
+    """
+    with open(path, "rb") as stream:
+        return _read(stream, os.fstat(stream.fileno()).st_size, rows)
+
+
+def read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """Return the array of a `.npz` archive's member, whose name ends in `.npy`.
+
+    Raises:
+      ValueError: as `load_array` does, and where it unpacks to far more than it takes in the archive.
+    """
+    member = archive.getinfo(name)
+    packed = min(member.compress_size, archive.start_dir)
+    if member.file_size > _FREE + _FACTOR * packed:
+        raise ValueError(f"{packed} bytes claim to unpack to {member.file_size}")
+    try:
+        stream = archive.open(member)
+    except Exception as error:  # another method of packing, a password, a header that does not fit
+        raise ValueError(f"damaged ({type(error).__name__}: {error})") from None
+    with stream:
+        return _read(stream, member.file_size)
+
+
+def check_numbers(array: np.ndarray) -> np.ndarray:
+    """Return an array unchanged; raises ValueError unless it holds real numbers `[N, ...]`."""
+    if array.dtype.kind not in NUMBERS and array.dtype.name != "bfloat16":
+        raise ValueError(f"holds {array.dtype}, expected real numbers")
+    if not array.ndim:
+        raise ValueError("holds a single number, expected an array")
+    return array
+
+
+def _read(stream: BinaryIO, size: int, rows: np.dtype | None = None) -> np.ndarray:
+    """The array of a stream of `size` bytes."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version not in _HEADERS:
+            raise ValueError(f"has version {version} of the form")
+        shape, _, found = _HEADERS[version](stream)
+        claimed = math.prod(shape) * found.itemsize
+        if min(shape, default=0) < 0 or claimed > size - stream.tell():
+            raise ValueError(f"claims {found} {list(shape)}, {claimed} bytes, but has {size - stream.tell()}")
+        if rows is None:
+            check_numbers(np.empty([0] * len(shape), found))
+        elif found != rows:
+            raise ValueError(f"holds {found}, expected rows of {', '.join(rows.names)}")
+        stream.seek(0)
+        return np.lib.format.read_array(stream, allow_pickle=False)
+    except ValueError:
+        raise
+    except Exception as error:  # damaged bytes provoke any error of zlib, zipfile, ast and numpy
+        raise ValueError(f"damaged ({type(error).__name__}: {error})") from None
