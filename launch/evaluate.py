@@ -59,10 +59,8 @@ def main() -> None:
         if jax.process_index():
             continue
         evaluate.write_results(results, name, evaluation, evaluator, origin)
-        print(f"{name} ({folder}, {origin['weights']} weights):")
-        for metric, value in evaluation.metrics.items():
-            print(f"  {metric:<24} {value:.4f}")
-        print(f"  written to {results / name}.json")
+        print(f"{name} ({folder}, {origin['weights']} weights): {evaluate.one_line(evaluation.metrics)}")
+        print(f"  all metrics in {results / name}.json")
 
 
 def read_config(reference: str, folder: Path, overrides: list[str]) -> ConfigDict:

@@ -2,14 +2,14 @@
 
 retrieval   a few queries, each with frames of its best items and their scores, as a picture
 timeline    a few sentences, each with frames along its video, the truth and the ranked moments, as a picture
-table       a result beside the untrained network's and chance
+table       results beside the untrained network's and chance
 seeds       means and spreads over runs that differ in their seed alone
 """
 
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ def main() -> None:
     picture.add_argument("--output", required=True, type=Path, help="picture to write")
     picture.add_argument("--queries", type=int, default=4, help="how many (default: %(default)s)")
     table = commands.add_parser("table", help="metrics beside the untrained network's and chance")
-    table.add_argument("--workdir", required=True, type=Path)
-    table.add_argument("--evaluator", required=True)
+    table.add_argument("sets", nargs="+", metavar="RUN:EVALUATOR[=TITLE]")
+    table.add_argument("--metrics", nargs="+", default=["R@1", "R@5", "R@10", "median_rank"])
     seeds = commands.add_parser("seeds", help="means and spreads over seeds")
     seeds.add_argument("--workdirs", required=True, type=Path, nargs="+", help="NAME-SEED, one a run")
     seeds.add_argument("--evaluators", required=True, nargs="+")
@@ -44,7 +44,7 @@ def main() -> None:
     if arguments.command == "seeds":
         print_seeds(arguments.workdirs, arguments.evaluators, arguments.metrics)
     elif arguments.command == "table":
-        print_table(arguments.workdir, arguments.evaluator)
+        print_table(arguments.sets, arguments.metrics)
     elif arguments.command == "timeline":
         lines = read_lines(arguments.predictions)
         draw_timeline(lines, arguments.videos, arguments.output, arguments.queries)
@@ -99,25 +99,52 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.fmean(values):.3f} \u00b1 {deviation:.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
-def print_table(workdir: Path, evaluator: str) -> None:
-    """Prints trained, untrained and chance side by side."""
-    results = read_results(workdir, evaluator)
-    trained, checkpoint = results["metrics"], results["checkpoint"]
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    untrained = next((line for line in lines if line["step"] == 0 and f"{evaluator}/R@1" in line), {})
-    print(f"text-to-video retrieval, {trained['queries']:.0f} queries, each against {trained['queries']:.0f} windows")
-    print(f"{'':<14}{'R@1':>8}{'R@5':>8}{'R@10':>8}{'median rank':>14}")
-    rows = {
-        "trained": [trained.get(name) for name in ("R@1", "R@5", "R@10", "median_rank")],
-        "untrained": [untrained.get(f"{evaluator}/{name}") for name in ("R@1", "R@5", "R@10", "median_rank")],
-        "chance": [*(trained[f"chance/R@{k}"] for k in (1, 5, 10)), (trained["queries"] + 1) / 2],
-    }
-    for name, values in rows.items():
-        cells = [
-            "-" if value is None else f"{value:.1f}" if n == 3 else f"{value:.3f}" for n, value in enumerate(values)
-        ]
-        print(f"{name:<14}{cells[0]:>8}{cells[1]:>8}{cells[2]:>8}{cells[3]:>14}")
-    print(f"from {checkpoint}")
+def print_table(sets: Sequence[str], metrics: Sequence[str]) -> None:
+    """Print one table: for every set the trained network, the untrained one where it was evaluated, and chance.
+
+    Args:
+      sets: `RUN:EVALUATOR` or `RUN:EVALUATOR=TITLE`.
+      metrics: Columns.
+    """
+    rows = [("", "queries", "", *(metric.replace("_", " ") for metric in metrics))]
+    for entry in sets:
+        place, _, title = entry.partition("=")
+        run, _, evaluator = place.rpartition(":")
+        workdir = Path(run)
+        trained = read_results(workdir, evaluator)["metrics"]
+        found = {
+            "trained": [trained.get(name) for name in metrics],
+            "untrained": _untrained(workdir, evaluator, metrics),
+            "chance": [_chance(trained, name) for name in metrics],
+        }
+        heads = iter([(title or evaluator, f"{trained['queries']:.0f}")] if "queries" in trained else [(title, "")])
+        for name, values in found.items():
+            if any(value is not None for value in values):
+                rows.append((*next(heads, ("", "")), name, *map(_cell, metrics, values)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        left, right = row[:3], row[3:]
+        cells = [f"{cell:<{width}}" for cell, width in zip(left, widths, strict=False)]
+        cells += [f"{cell:>{width}}" for cell, width in zip(right, widths[3:], strict=True)]
+        print("  ".join(cells).rstrip())
+
+
+def _cell(metric: str, value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}" if metric == "median_rank" else f"{value:.3f}"
+
+
+def _untrained(workdir: Path, evaluator: str, metrics: Sequence[str]) -> list[float | None]:
+    """Return what the run logged before its first step."""
+    log = workdir / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    first = next((line for line in lines if line["step"] == 0 and f"{evaluator}/{metrics[0]}" in line), {})
+    return [first.get(f"{evaluator}/{name}") for name in metrics]
+
+
+def _chance(trained: Mapping[str, float], metric: str) -> float | None:
+    if metric == "median_rank" and "chance/R@1" in trained:
+        return (trained["queries"] + 1) / 2
+    return trained.get(f"chance/{metric}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ if [ "$system" != milnce ] && [ "$system" != groundnlq ]; then
     exit 1
 fi
 
+echo "This takes about five minutes on two cores, installation included; everything it makes is in .venv and runs/."
 . launch/environment.sh
 . examples/synthetic_data.sh
 make_environment "cpu,data,video,figures"
@@ -49,14 +50,12 @@ milnce() {
     $python launch/train.py --config configs/milnce_synthetic.py:short --workdir $run-synthetic
     $python launch/evaluate.py --config configs/milnce_synthetic.py:short --workdir $run-synthetic
 
-    echo "== 6/6 result"
-    echo "real clips, the ones trained on:"
-    $python launch/figures.py table --workdir $run --evaluator clips
-    echo "synthetic videos, held out:"
-    $python launch/figures.py table --workdir $run-synthetic --evaluator synthetic
-    echo "the same with the frames of each clip shuffled:"
-    $python launch/figures.py table --workdir $run-synthetic --evaluator synthetic_shuffled
-    echo "Results: $run/results, $run-synthetic/results   Picture: $run/figures/retrieval.png"
+    echo "== 6/6 text-to-video retrieval, each query against one window per query"
+    $python launch/figures.py table "$run:clips=real clips, those trained on" \
+        "$run-synthetic:synthetic=synthetic videos, held out" \
+        "$run-synthetic:synthetic_shuffled=the same, frames shuffled"
+    echo "Picture: $run/figures/retrieval.png   All metrics: $run/results, $run-synthetic/results"
+    echo "Next, moments in films by sentence:  bash launch/quickstart.sh groundnlq"
 }
 
 groundnlq() {
@@ -88,8 +87,10 @@ groundnlq() {
     film=$(ls $data_short/world/test/videos/*.mp4 | head -n 1)
     $python launch/predict.py --checkpoint $run-groundnlq --video "$film" --query "the red star grows" --top_k 2 \
         --figure $run-groundnlq/figures/film.png
-    echo "synthetic: the right sentences.   synthetic_query_blind: the same moments, but all sentences read the same."
-    echo "Results: $run-groundnlq/results   Picture: $run-groundnlq/figures/timeline.png"
+    $python launch/figures.py table "$run-groundnlq:synthetic=films never shown" \
+        "$run-groundnlq:synthetic_query_blind=the same, all sentences alike" --metrics R1@0.3 R1@0.5 R5@0.5 mIoU
+    echo "Picture: $run-groundnlq/figures/timeline.png   All metrics: $run-groundnlq/results"
+    echo "Next, your own film:  $python launch/predict.py --checkpoint $run-groundnlq --video FILM --query SENTENCE"
 }
 
 $system

@@ -11,6 +11,9 @@ import numpy as np
 from vlm_jax.errors import ConfigError, MissingPackageError
 
 GREEN, GREY, BLUE = "#1a7f37", "#57606a", "#0969da"
+DPI = 150
+WIDTH = 14.0
+"""Inches."""
 SHOWN = 5
 """Moments of a sentence that are drawn."""
 
@@ -30,7 +33,7 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> int
     figure, axes = plt.subplots(
         len(chosen),
         best * frames + best - 1,
-        figsize=(14, 1.75 * len(chosen)),
+        figsize=(WIDTH, 2.15 * len(chosen)),
         squeeze=False,
         width_ratios=([1] * frames + [0.12]) * (best - 1) + [1] * frames,
     )
@@ -40,7 +43,7 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> int
         row[0].text(
             0,
             1.42,
-            f"\u201c{query['text']}\u201d   true window ranked {query['rank']} of {len(queries)}",
+            f"\u201c{shorten(query['text'], 100)}\u201d   true window ranked {query['rank']} of {len(queries)}",
             transform=row[0].transAxes,
             fontsize=10,
             weight="bold",
@@ -52,15 +55,16 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> int
             for cell, frame in zip(cells, _frames(videos / item["video_id"], item, frames), strict=True):
                 cell.imshow(frame)
             cells[0].set_title(
-                f"{place + 1}. {Path(item['video_id']).stem} {item['start']:.1f}-{item['end']:.1f} s"
+                f"{place + 1}. {shorten(Path(item['video_id']).stem, 24)} {item['start']:.1f}-{item['end']:.1f} s"
                 f"   score {item['score']:.1f}" + ("   \u2713" if right else ""),
                 loc="left",
                 fontsize=8,
                 color=GREEN if right else GREY,
             )
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.92, bottom=0.01, hspace=0.75, wspace=0.03)
+    inches = 2.15 * len(chosen)
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.6 / inches, bottom=0.1 / inches, hspace=0.5, wspace=0.03)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=80)
+    figure.savefig(output, dpi=DPI)
     plt.close(figure)
     return len(queries)
 
@@ -84,13 +88,16 @@ def draw_timeline(lines: Sequence[Mapping[str, Any]], videos: Path, output: Path
         raise ConfigError(f"{output}: no sentences with moments in seconds to draw")
     chosen = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))]
     inches = 2.4 * len(chosen)
-    figure, axes = plt.subplots(len(chosen), 1, figsize=(14, inches), squeeze=False)
+    figure, axes = plt.subplots(len(chosen), 1, figsize=(WIDTH, inches), squeeze=False)
+    figure.subplots_adjust(left=0.05, right=0.99, top=1 - 1.05 / inches, bottom=0.45 / inches, hspace=1.5)
     for bars, line in zip(axes[:, 0], chosen, strict=True):
-        strip = bars.inset_axes((0, 1.05, 1, 0.8))
+        strip, place = bars.inset_axes((0, 1.05, 1, 0.8)), bars.get_position()
+        aspect = place.width * WIDTH / (0.8 * place.height * inches)
         path = _video(videos, line["video"])
         truth, ranked = line.get("truth", []), line["seconds"][:SHOWN]
-        seconds = _draw_strip(strip, path)
-        strip.set_title(f"\u201c{line['query']}\u201d   {line['video']}", loc="left", fontsize=10, weight="bold")
+        seconds = _draw_strip(strip, path, aspect)
+        title = f"\u201c{shorten(line['query'], 90)}\u201d   {shorten(line['video'], 40)}"
+        strip.set_title(title, loc="left", fontsize=10, weight="bold")
         for start, end in truth:
             strip.axvspan(start, end, 0, 0.06, color=GREEN)
             bars.axvspan(start, end, color=GREEN, alpha=0.15, linewidth=0)
@@ -100,30 +107,35 @@ def draw_timeline(lines: Sequence[Mapping[str, Any]], videos: Path, output: Path
         for place, (start, end, score) in enumerate(ranked, start=1):
             bars.barh(f"{place}.", end - start, left=start, height=0.7, color=BLUE, alpha=max(0.15, 1 - 0.2 * place))
             right = any(min(end, b) - max(start, a) >= 0.5 * (max(end, b) - min(start, a)) for a, b in truth)
-            fits = end < 0.85 * seconds
+            # Behind the bar, else before it, else on it.
+            behind, before = end < 0.85 * seconds, start > 0.15 * seconds
             bars.text(
-                end if fits else start,
+                start if before and not behind else end,
                 f"{place}.",
                 f" {start:.1f} to {end:.1f} s   {score:.3f} " + ("\u2713 " if right else ""),
-                ha="left" if fits else "right",
+                ha="left" if behind else "right",
                 va="center",
                 fontsize=8,
-                color=GREEN if right else GREY,
+                color=(GREEN if right else GREY) if behind or before else "black",
             )
         bars.set(xlim=(0, seconds), xlabel="seconds", ylim=(len(ranked) + 0.6, -0.6))
         bars.tick_params(labelsize=8, left=False)
         bars.spines[["top", "right", "left"]].set_visible(False)
-    figure.subplots_adjust(left=0.05, right=0.99, top=1 - 1.05 / inches, bottom=0.45 / inches, hspace=1.5)
     output.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(output, dpi=80)
+    figure.savefig(output, dpi=DPI)
     plt.close(figure)
 
 
-def _draw_strip(axes: Any, path: Path) -> float:
-    """Frames along a video; returns its seconds."""
+def shorten(text: str, most: int) -> str:
+    """Return a text of at most so many characters, cut with an ellipsis."""
+    return text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
+
+
+def _draw_strip(axes: Any, path: Path, aspect: float) -> float:
+    """Draw as many square frames along a video as a strip of this width over height holds, and return its seconds."""
     from vlm_jax.video import decode
 
-    seconds, frames = decode.probe(path).duration, 16
+    seconds, frames = decode.probe(path).duration, max(1, round(aspect))
     for number, frame in enumerate(_frames(path, {"start": 0.0, "end": seconds}, frames)):
         axes.imshow(frame, extent=(number * seconds / frames, (number + 0.97) * seconds / frames, 0, 1), aspect="auto")
     axes.set(xlim=(0, seconds), ylim=(0, 1))

@@ -76,6 +76,11 @@ def run(
     return Evaluation(_from_first(metrics), outputs)
 
 
+def one_line(metrics: Mapping[str, float]) -> str:
+    """Return the main metrics, those whose names have no '/', as one line."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name)
+
+
 def check_results(folder: Path, name: str, evaluator: Evaluator, origin: Mapping, *, overwrite: bool) -> None:
     """Check that results are not those of another evaluation; print a line where they are replaced.
 

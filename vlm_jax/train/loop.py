@@ -91,9 +91,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
                     task.evaluators[name], state.variables(), mesh, config.evaluate.batch_size, check=stop.check
                 )
             metrics |= {f"{name}/{key}": value for key, value in found.metrics.items()}
+            say(f"step {step}, {name}: {evaluate.one_line(found.metrics)}")
         log.write(step, metrics)
-        shown = [f"{key} {value:.4f}" for key, value in metrics.items() if key.count("/") == 1]
-        say("  ".join([f"step {step}", *shown]))
         return metrics
 
     def save() -> None:
