@@ -30,10 +30,12 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> int
     queries = json.loads(results.read_text())
     chosen = [queries[i] for i in np.unique(np.linspace(0, len(queries) - 1, count).round().astype(int))]
     best, frames = 3, 3
+    side, heading = 0.98 * WIDTH / (best * frames + 0.6), 0.6  # inches of a frame, and of the text above a row
+    inches = len(chosen) * (side + heading)
     figure, axes = plt.subplots(
         len(chosen),
         best * frames + best - 1,
-        figsize=(WIDTH, 2.15 * len(chosen)),
+        figsize=(WIDTH, inches),
         squeeze=False,
         width_ratios=([1] * frames + [0.12]) * (best - 1) + [1] * frames,
     )
@@ -42,7 +44,7 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> int
             cell.axis("off")
         row[0].text(
             0,
-            1.42,
+            1.17,
             f"\u201c{shorten(query['text'], 100)}\u201d   true window ranked {query['rank']} of {len(queries)}",
             transform=row[0].transAxes,
             fontsize=10,
@@ -61,8 +63,8 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> int
                 fontsize=8,
                 color=GREEN if right else GREY,
             )
-    inches = 2.15 * len(chosen)
-    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.6 / inches, bottom=0.1 / inches, hspace=0.5, wspace=0.03)
+    edges = {"left": 0.01, "right": 0.99, "top": 1 - heading / inches, "bottom": 0.05 / inches}
+    figure.subplots_adjust(**edges, hspace=heading / side, wspace=0.03)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=DPI)
     plt.close(figure)
@@ -87,12 +89,14 @@ def draw_timeline(lines: Sequence[Mapping[str, Any]], videos: Path, output: Path
     if not lines or not all("seconds" in line for line in lines):
         raise ConfigError(f"{output}: no sentences with moments in seconds to draw")
     chosen = [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))]
-    inches = 2.4 * len(chosen)
+    height, above, below = 1.0, 1.15, 0.45  # inches of the bars, of frames and title above, of the axis below
+    inches = len(chosen) * (height + above + below)
     figure, axes = plt.subplots(len(chosen), 1, figsize=(WIDTH, inches), squeeze=False)
-    figure.subplots_adjust(left=0.05, right=0.99, top=1 - 1.05 / inches, bottom=0.45 / inches, hspace=1.5)
+    edges = {"left": 0.05, "right": 0.99, "top": 1 - above / inches, "bottom": below / inches}
+    figure.subplots_adjust(**edges, hspace=(above + below) / height)
     for bars, line in zip(axes[:, 0], chosen, strict=True):
-        strip, place = bars.inset_axes((0, 1.05, 1, 0.8)), bars.get_position()
-        aspect = place.width * WIDTH / (0.8 * place.height * inches)
+        strip = bars.inset_axes((0, 1.05, 1, 0.8))
+        aspect = (edges["right"] - edges["left"]) * WIDTH / (0.8 * height)
         path = _video(videos, line["video"])
         truth, ranked = line.get("truth", []), line["seconds"][:SHOWN]
         seconds = _draw_strip(strip, path, aspect)
@@ -102,8 +106,6 @@ def draw_timeline(lines: Sequence[Mapping[str, Any]], videos: Path, output: Path
             strip.axvspan(start, end, 0, 0.06, color=GREEN)
             bars.axvspan(start, end, color=GREEN, alpha=0.15, linewidth=0)
             bars.barh("truth", end - start, left=start, height=0.7, color=GREEN)
-        if not truth:
-            bars.barh("truth unknown", 0)
         for place, (start, end, score) in enumerate(ranked, start=1):
             bars.barh(f"{place}.", end - start, left=start, height=0.7, color=BLUE, alpha=max(0.15, 1 - 0.2 * place))
             right = any(min(end, b) - max(start, a) >= 0.5 * (max(end, b) - min(start, a)) for a, b in truth)
@@ -118,7 +120,8 @@ def draw_timeline(lines: Sequence[Mapping[str, Any]], videos: Path, output: Path
                 fontsize=8,
                 color=(GREEN if right else GREY) if behind or before else "black",
             )
-        bars.set(xlim=(0, seconds), xlabel="seconds", ylim=(len(ranked) + 0.6, -0.6))
+        bars.set(xlim=(0, seconds), ylim=(max(1, len(ranked) + bool(truth)) - 0.4, -0.6))
+        bars.set_xlabel("seconds", fontsize=8, labelpad=1)
         bars.tick_params(labelsize=8, left=False)
         bars.spines[["top", "right", "left"]].set_visible(False)
     output.parent.mkdir(parents=True, exist_ok=True)

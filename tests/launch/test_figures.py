@@ -45,7 +45,7 @@ def test_a_timeline_of_a_real_clip(root, tmp_path):
     done = figures(root, *words)
     assert done.stdout.strip() == f"{tmp_path / 'a.png'}: 2 of 2 sentences", done.stderr
     picture = matplotlib.image.imread(tmp_path / "a.png")
-    assert picture.shape[1] == 1120
+    assert picture.shape[1] == 2100
     green = np.abs(picture[..., :3] - np.array([26, 127, 55]) / 255).max(-1) < 0.02
     assert green.any(1).sum() > 5, "the truth and the right moment's mark"
     assert not green[picture.shape[0] // 2 :].any(), "no truth is known of the second sentence"
