@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from vlm_jax import config as configs
 from vlm_jax.errors import UserError
 from vlm_jax.references import PREFIX
+from vlm_jax.train.sharding import explain
 
 
 def parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
@@ -78,9 +79,17 @@ def compile_cache() -> None:
 def run(main: Callable[[], None]) -> None:
     """Runs a command; an error meant for the user is one line and exit status 1."""
     try:
-        main()
+        try:
+            main()
+        except jax.errors.JaxRuntimeError as error:
+            raise explain(error) from None
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if jax.distributed.is_initialized():
+            # The usual end waits for the other processes, which may be gone or waiting for this one.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
