@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from vlm_jax.errors import UserError
+from vlm_jax.errors import UserError, missing_package
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -37,6 +37,9 @@ def run_command(
 def main(run: Callable[[], None]) -> None:
     """Runs a program; an expected error is one line and exit status 1."""
     try:
-        run()
+        try:
+            run()
+        except ModuleNotFoundError as error:
+            raise missing_package(error) from None
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -61,8 +61,10 @@ def initialize() -> None:
         partners.watch()
 
 
-def explain(error: jax.errors.JaxRuntimeError) -> Exception:
+def explain(error: Exception) -> Exception:
     """Return what to raise in place of an error of jax's runtime: one line for what a person can mend, else itself."""
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return error if _backend_works() else _missing_backend(error)
     text = (str(error) or "unknown").splitlines()[0][:160]
     if jax.distributed.is_initialized() and LOST.search(str(error)):
         return LostProcessError(
@@ -71,6 +73,22 @@ def explain(error: jax.errors.JaxRuntimeError) -> Exception:
     if "RESOURCE_EXHAUSTED" in text:
         return DeviceMemoryError(f"the device's memory is full: expected less, such as a lower batch_size ({text})")
     return error
+
+
+def _backend_works() -> bool:
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False
+
+
+def _missing_backend(error: Exception) -> ConfigError:
+    wanted = jax.config.jax_platforms or "the default"
+    said = f" ({str(error).splitlines()[0][:160]})" if str(error) else ""
+    return ConfigError(
+        f"JAX_PLATFORMS: jax cannot use {wanted!r} on this machine{said}: pip install 'vlm_jax[cuda12]' (or [cuda13], "
+        "[tpu]), or set JAX_PLATFORMS=cpu"
+    )
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
