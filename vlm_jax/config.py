@@ -317,7 +317,10 @@ def read(path: Path) -> ConfigDict:
       ConfigError: where the file is missing or no JSON.
     """
     try:
-        config = ConfigDict(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, found a {type(content).__name__}")
+        config = ConfigDict(content)
         config.lock()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected the config.json of a workdir") from None
