@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from vlm_jax.errors import DataError, UserError
+from vlm_jax.errors import DataError, UserError, missing_package
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -51,6 +51,9 @@ def check_folders(arguments: argparse.Namespace, *names: str) -> None:
 def main(run: Callable[[], None]) -> None:
     """Runs a program; an expected error is one line and exit status 1."""
     try:
-        run()
+        try:
+            run()
+        except ModuleNotFoundError as error:
+            raise missing_package(error) from None
     except (UserError, OSError) as error:
         sys.exit(f"error: {error}")

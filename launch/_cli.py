@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
 
 # Where some library loads TensorFlow before ours does: no notices of its own.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -16,8 +17,9 @@ import jax
 from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
-from vlm_jax.errors import UserError
+from vlm_jax.errors import UserError, missing_package
 from vlm_jax.references import PREFIX
+from vlm_jax.train.sharding import explain
 
 
 def parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
@@ -87,8 +89,36 @@ def run(main: Callable[[], None]) -> None:
     warnings.showwarning = _show_warning
     try:
         main()
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        line = error_line(error)
+        if not line:
+            raise
+        print(line, file=sys.stderr)
+        if jax.distributed.is_initialized():
+            # The usual end waits for the other processes, which may be gone or waiting for this one.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)
+        sys.exit(1)
+
+
+def error_line(error: BaseException) -> str:
+    """Return the line that tells an error; empty for one that is not meant for the user."""
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_package(error)
+    elif isinstance(error, RuntimeError | AssertionError):  # jax asserts where the plugin of a named backend is missing
+        error = explain(error)
+    return f"error: {error}" if isinstance(error, UserError | OSError) else ""
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if line := error_line(error):
+        print(line, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+# For what is missing while a command imports its parts, before it runs.
+sys.excepthook = _report

@@ -21,7 +21,7 @@ from vlm_jax.convert import checkpoint_path
 from vlm_jax.features import FeatureError, Settings
 from vlm_jax.predictor import Predictor
 from vlm_jax.progress import Progress
-from vlm_jax.train.checkpoint import checkpoint_folder
+from vlm_jax.train.step_folders import checkpoint_folder
 from vlm_jax.video import decode
 from vlm_jax.video.decode import VideoError
 

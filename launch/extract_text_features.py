@@ -15,7 +15,7 @@ from vlm_jax.annotations import FORMS
 from vlm_jax.convert import checkpoint_path
 from vlm_jax.errors import ConfigError
 from vlm_jax.text_features import LAYERS
-from vlm_jax.train.checkpoint import checkpoint_folder
+from vlm_jax.train.step_folders import checkpoint_folder
 
 
 def main() -> None:

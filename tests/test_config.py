@@ -1,6 +1,7 @@
 """Configs: loading, overriding, mistakes."""
 
 import json
+import runpy
 
 import pytest
 
@@ -90,3 +91,58 @@ def test_a_run_carries_its_word_list(tmp_path):
     assert configs.find(moved / "checkpoints" / "00000003").text.vocabulary == own
     configs.use_carried_files(config, moved, where_missing=True)
     assert config.text.vocabulary == own
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("steps=-3", "config.steps: expected at least 0, found -3"),
+        ("seed=-1", "config.seed: expected at least 0, found -1"),
+        ("log_every=0", "config.log_every: expected at least 1, found 0"),
+        ("checkpoint.keep=-3", "config.checkpoint.keep: expected at least 1, found -3"),
+        ("checkpoint.every_steps=-1", "config.checkpoint.every_steps: expected at least 0, found -1"),
+        ("evaluate.batch_size=0", "config.evaluate.batch_size: expected at least 1, found 0"),
+        ("data.streams=0", "config.data.streams: expected at least 1, found 0"),
+        ("mesh.model=-4", "config.mesh.model: expected at least 1, or -1 for all devices that are left, found -4"),
+        ("optimizer.ema_decay=2", "config.optimizer.ema_decay: expected a number from 0 to less than 1, found 2.0"),
+        ("optimizer.weight_decay=-0.1", "config.optimizer.weight_decay: expected a finite number of at least 0"),
+        ("optimizer.groups=[['a', 1.0]]", r"config.optimizer.groups: expected a list of \[expression, rate factor"),
+        ("optimizer.groups=[['(', 1.0, 0.0]]", r"config.optimizer.groups: expected a list of \[expression"),
+        ("schedule.learning_rate=-1", "config.schedule.learning_rate: expected a finite rate of at least 0, found -1"),
+        ("schedule.learning_rate=1e999", "config.schedule.learning_rate: expected a finite rate .*, found inf"),
+        ("schedule.warmup_start=-1", "config.schedule.warmup_start: expected a number from 0 to 1, found -1.0"),
+        ("matmul_precision=hi", "config.matmul_precision: expected one of default, high, .*, found 'hi'"),
+        ("model.dtype=flot32", "config.model.dtype: expected one of float16, .*, found 'flot32'"),
+        ("model.width=-1", "config.model.width: expected at least 0, found -1"),
+        ("clips.num_frames=-8", "config.clips.num_frames: expected at least 0, found -8"),
+    ],
+)
+def test_values_that_cannot_be_are_one_line(root, monkeypatch, override, message):
+    monkeypatch.chdir(root)
+    with pytest.raises(ConfigError, match=message):
+        configs.load(f"{HOWTO}:smoke", [f"--config.{override}"])
+
+
+def test_every_published_config_keeps_the_rules(root, monkeypatch):
+    monkeypatch.chdir(root)
+    for path in sorted(root.glob("configs/*.py")):
+        for variant in ("", *runpy.run_path(str(path))["VARIANTS"]):
+            configs.load(f"{path}:{variant}" if variant else str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(", "cannot be loaded: SyntaxError"),
+        (
+            "import nothing_of_that_name",
+            "cannot be loaded: ModuleNotFoundError: No module named 'nothing_of_that_name'",
+        ),
+        ("a = 1", r"has no function get_config\(variant\)"),
+    ],
+)
+def test_a_config_file_that_cannot_be_loaded_is_one_line(tmp_path, content, message):
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(ConfigError, match=message) as error:
+        configs.load(str(tmp_path / "mine.py"))
+    assert "\n" not in str(error.value)

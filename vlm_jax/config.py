@@ -13,7 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vlm_jax.errors import ConfigError
+from vlm_jax.config_rules import broken_rule
+from vlm_jax.errors import ConfigError, UserError
 from vlm_jax.files import write_atomically, write_json
 
 SYSTEMS = "vlm_jax.systems"
@@ -222,9 +223,10 @@ def check(config: ConfigDict) -> None:
     """
     if config.task not in system_names():
         raise ConfigError(f"config.task: {config.task!r} is not one of {', '.join(system_names())}")
-    for key in ("batch_size", "batch_groups", "log_every"):
-        if config[key] < 1:
-            raise ConfigError(f"config.{key}: expected at least 1, found {config[key]}")
+    values = _flat(config.to_dict())
+    if broken := broken_rule(values):
+        key, expected = broken
+        raise ConfigError(f"config.{key}: expected {expected}, found {values[key]!r}")
     if config.batch_size % config.batch_groups:
         raise ConfigError(
             f"config.batch_groups: {config.batch_groups} does not divide config.batch_size = {config.batch_size}"
@@ -315,7 +317,10 @@ def read(path: Path) -> ConfigDict:
       ConfigError: where the file is missing or no JSON.
     """
     try:
-        config = ConfigDict(json.loads(path.read_text()))
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, found a {type(content).__name__}")
+        config = ConfigDict(content)
         config.lock()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected the config.json of a workdir") from None
@@ -342,8 +347,18 @@ def _made(path: str, variant: str) -> ConfigDict:
     if not Path(path).is_file():
         raise ConfigError(f"config {path}: no such file")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None:
+        raise ConfigError(f"config {path}: expected a Python file, such as those of configs/")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a person's file does wrong
+        said = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"config {path}: cannot be loaded: {type(error).__name__}: {said}") from error
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"config {path}: has no function get_config(variant)")
     variants = getattr(module, "VARIANTS", ())
     if variant and variant not in variants:
         raise ConfigError(f"config {path}: no variant {variant!r}; it has {', '.join(variants) or 'none'}")

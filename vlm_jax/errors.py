@@ -9,6 +9,26 @@ class MissingPackageError(UserError, ImportError):
     """An optional package is not installed; the message has the pip command."""
 
 
+EXTRAS = {
+    "tensorflow": "data",
+    "tensorflow_datasets": "data",
+    "av": "video",
+    "apache_beam": "beam",
+    "sklearn": "eval",
+    "lmdb": "lmdb",
+    "matplotlib": "figures",
+}
+"""Extra of vlm_jax that installs an optional package, by the package's name."""
+
+
+def missing_package(error: ImportError) -> ImportError:
+    """Return what to raise where an import failed: the pip command for an optional package, else the error itself."""
+    package = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or package not in EXTRAS:
+        return error
+    return MissingPackageError(f"this needs the package {package}: pip install 'vlm_jax[{EXTRAS[package]}]'")
+
+
 class ConfigError(UserError):
     """A config or an option that cannot be used."""
 

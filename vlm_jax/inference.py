@@ -45,6 +45,7 @@ def load(
     config = configs.find(folder)
     for override in overrides:
         configs.apply_override(config, override)
+    configs.check(config)
     if not configs.has_module(config.task, "predict"):
         raise ConfigError(f"{folder}: {config.task} has no predictor")
     extractor = None

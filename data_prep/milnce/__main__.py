@@ -1,7 +1,14 @@
 """The command: python -m data_prep.milnce."""
 
 from data_prep import commands
-from data_prep.milnce.prepare import main
+
+
+def main() -> None:
+    """Runs the command; imported here, so that a package that is not installed is one line."""
+    from data_prep.milnce import prepare
+
+    prepare.main()
+
 
 if __name__ == "__main__":
     commands.main(main)

@@ -160,7 +160,7 @@ def test_values_that_changed_without_a_trace_are_noticed(copy, monkeypatch):
     (newest / "data" / "metadata").write_text(json.dumps(data))
     step_folders.write_manifest(newest)
     task = toy.make_task(toy.make_config())
-    with pytest.raises(DamagedError, match="the checksum of params/kernel is"):
+    with pytest.raises(DamagedError, match=f"the checksum of params/kernel is .*; {copy}@3 names another checkpoint"):
         checkpoint.restore_variables(copy, task.abstract_variables())
     assert int(run(copy).step) == 6
 
@@ -319,6 +319,13 @@ def test_the_best_and_any_step_have_a_name(tmp_path):
         checkpoint_folder(f"{tmp_path}@5")
     with pytest.raises(CheckpointError, match="no checkpoint there"):
         checkpoint_folder(f"{tmp_path}-other@best")
+
+
+def test_a_run_starts_from_a_named_step(trained, tmp_path):
+    state = run(tmp_path / "run", init_from=(f"{trained}@3",), steps=1, schedule__learning_rate=0.0)
+    task = toy.make_task(toy.make_config())
+    wanted = checkpoint.restore_variables(f"{trained}@3", task.abstract_variables())
+    np.testing.assert_array_equal(state.params["kernel"], wanted["params"]["kernel"])
 
 
 def test_without_a_metric_there_is_no_best(trained):

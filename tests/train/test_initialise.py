@@ -319,6 +319,9 @@ def test_sources_of_features_must_be_those_of_the_checkpoint(tmp_path):
     config = reading("theirs", init_from=(str(folder),))
     start(toy.make_task(config), config)
     check_sources(reading("ours", task="milnce"), folder)  # of another system, whose key means another thing
+    (folder / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"no config.json in its folder or above"):
+        start(toy.make_task(config), config)
 
 
 def test_the_command_line_names_sources():

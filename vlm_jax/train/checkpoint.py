@@ -18,12 +18,11 @@ from flax import traverse_util
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from vlm_jax import config as configs
 from vlm_jax.train import step_folders
 from vlm_jax.train.checksums import checksums
 from vlm_jax.train.optimizer import path_name
 from vlm_jax.train.state import TrainState
-from vlm_jax.train.step_folders import CheckpointError, DamagedError
+from vlm_jax.train.step_folders import CheckpointError, DamagedError, checkpoint_folder
 from vlm_jax.types import PyTree, Variables
 
 # Orbax warns that `state/` of a step, read alone, has no description of its own, and of leftovers that it replaces.
@@ -185,47 +184,6 @@ class Checkpoints:
             shutil.rmtree(stale)
 
 
-def checkpoint_folder(reference: str | Path) -> Path:
-    """Return the folder that holds `state/`.
-
-    Args:
-      reference: A step's folder, a converted checkpoint, a workdir or its `checkpoints` folder (its newest step), or
-        one of the last two with `@best` or `@STEP`.
-
-    Raises:
-      CheckpointError: where there is none.
-    """
-    path, choice = Path(reference), ""
-    if not path.exists() and "@" in path.name:
-        name, _, choice = path.name.rpartition("@")
-        path = path.with_name(name) if name else path.parent
-    if not choice and not path.name.endswith(".orbax-checkpoint-tmp") and (path / "state").is_dir():
-        return path
-    folders = next(filter(None, (step_folders.step_folders(place) for place in (path, path / "checkpoints"))), {})
-    if not folders:
-        raise CheckpointError(f"checkpoint {reference}: no checkpoint there")
-    if not choice:
-        return folders[max(folders)]
-    if choice == "best":
-        return folders[_best(path, folders)]
-    if not choice.isdigit() or int(choice) not in folders:
-        raise CheckpointError(
-            f"checkpoint {reference}: found no step {choice!r}, expected best or one of {', '.join(map(str, folders))}"
-        )
-    return folders[int(choice)]
-
-
-def _best(path: Path, folders: Mapping[int, Path]) -> int:
-    """The best step of a run, by the metric that its config names."""
-    config = configs.find(next(iter(folders.values()))).checkpoint
-    if not config.best_metric:
-        raise CheckpointError(f"checkpoint {path}@best: the run's config.checkpoint.best_metric names no metric")
-    ranked = step_folders.by_rank(folders, config)
-    if not ranked:
-        raise CheckpointError(f"checkpoint {path}@best: no checkpoint of the run has the metric {config.best_metric!r}")
-    return ranked[0]
-
-
 def save_variables(path: Path, variables: Variables, origin: Mapping[str, Any]) -> None:
     """Writes variables as a checkpoint that `restore_variables` and the evaluators read.
 
@@ -256,6 +214,15 @@ def restore_variables(path: Path, variables: PyTree, *, average: bool = False) -
       CheckpointError: where there is no checkpoint, it is of another model, is damaged, or has no average.
     """
     folder = checkpoint_folder(path)
+    try:
+        return _restore_variables(folder, variables, average)
+    except DamagedError as error:
+        others = [step for step in step_folders.step_folders(folder.parent) if f"{step:08d}" != folder.name]
+        advice = f"; {folder.parent.parent}@{others[-1]} names another checkpoint of the run" if others else ""
+        raise DamagedError(f"{error}{advice}") from None
+
+
+def _restore_variables(folder: Path, variables: PyTree, average: bool) -> dict[str, Any]:
     stored = stored_shapes(folder)
     params = "ema_params" if average else "params"
     if average:

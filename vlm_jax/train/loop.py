@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,11 +137,15 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
         say(f"told to stop: saved step {step} of {total}; the same command resumes there")
         if stop.was_interrupt:
             raise KeyboardInterrupt from None
+    except jax.errors.JaxRuntimeError as error:
+        raise sharding.explain(error) from None
     finally:
         with contextlib.ExitStack() as closing:
             closing.callback(stop.restore)
             closing.callback(log.close)
-            closing.callback(checkpoints.close)
+            # What is being written needs all processes: without one of them, waiting for it would never end.
+            if not isinstance(sys.exception(), sharding.LostProcessError):
+                closing.callback(checkpoints.close)
     return state
 
 

@@ -8,23 +8,34 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from vlm_jax.errors import ConfigError
+from vlm_jax.errors import ConfigError, UserError
 from vlm_jax.task import PartitionRules
+from vlm_jax.train import partners
 from vlm_jax.train.optimizer import path_name
 from vlm_jax.types import Batch, PyTree
 
 VARIABLES = ("VLM_COORDINATOR", "VLM_NUM_PROCESSES", "VLM_PROCESS_ID")
 CLUSTERS = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES")
+LOST = re.compile(r"Gloo|NCCL|[Cc]onnection|UNAVAILABLE|DEADLINE_EXCEEDED|[Hh]eartbeat|[Bb]arrier")
+"""Words in what jax raises where processes cannot reach one another."""
+
+
+class LostProcessError(UserError):
+    """Another process of this run is gone."""
+
+
+class DeviceMemoryError(UserError):
+    """A batch or a model that the devices cannot hold."""
 
 
 def initialize() -> None:
-    """Joins the other processes; call before anything touches a device.
+    """Joins the other processes and watches them (`train/partners.py`); call before anything touches a device.
 
     `VLM_COORDINATOR` (host:port), `VLM_NUM_PROCESSES` and `VLM_PROCESS_ID` come first, then what jax detects (SLURM
     with several tasks, Open MPI 4, Kubernetes jobs, TPU pods); else this is the only process.
 
     Raises:
-      ConfigError: where only some of the variables are set.
+      ConfigError: where only some of the variables are set, or one is no number of a process.
     """
     given = {name: os.environ.get(name) for name in VARIABLES}
     if any(given.values()):
@@ -33,9 +44,12 @@ def initialize() -> None:
             raise ConfigError(
                 f"environment: {', '.join(missing)} not set beside {', '.join(set(given) - set(missing))}"
             )
-        jax.distributed.initialize(
-            given["VLM_COORDINATOR"], int(given["VLM_NUM_PROCESSES"]), int(given["VLM_PROCESS_ID"])
-        )
+        count, own = (given[name] for name in VARIABLES[1:])
+        if not (count.isdigit() and own.isdigit() and int(own) < int(count)):
+            raise ConfigError(
+                f"environment: VLM_PROCESS_ID: expected one of 0 to VLM_NUM_PROCESSES - 1, found {own!r} of {count!r}"
+            )
+        jax.distributed.initialize(given["VLM_COORDINATOR"], int(count), int(own))
     elif any(name in os.environ for name in CLUSTERS) and os.environ.get("SLURM_NTASKS", "2") != "1":
         # A detected cluster of one is still one process: jax raises where it finds no description of the others.
         try:
@@ -43,6 +57,38 @@ def initialize() -> None:
         except ValueError as error:
             if "coordinator_address" not in str(error):
                 raise
+    if jax.distributed.is_initialized():
+        partners.watch()
+
+
+def explain(error: Exception) -> Exception:
+    """Return what to raise in place of an error of jax's runtime: one line for what a person can mend, else itself."""
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return error if _backend_works() else _missing_backend(error)
+    text = (str(error) or "unknown").splitlines()[0][:160]
+    if jax.distributed.is_initialized() and LOST.search(str(error)):
+        return LostProcessError(
+            f"another process of this run has ended or cannot be reached, and its own output says why ({text})"
+        )
+    if "RESOURCE_EXHAUSTED" in text:
+        return DeviceMemoryError(f"the device's memory is full: expected less, such as a lower batch_size ({text})")
+    return error
+
+
+def _backend_works() -> bool:
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False
+
+
+def _missing_backend(error: Exception) -> ConfigError:
+    wanted = jax.config.jax_platforms or "the default"
+    said = f" ({str(error).splitlines()[0][:160]})" if str(error) else ""
+    return ConfigError(
+        f"JAX_PLATFORMS: jax cannot use {wanted!r} on this machine{said}: pip install 'vlm_jax[cuda12]' (or [cuda13], "
+        "[tpu]), or set JAX_PLATFORMS=cpu"
+    )
 
 
 def make_mesh(config: ConfigDict) -> Mesh:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from vlm_jax import config as configs
 from vlm_jax.errors import UserError
 from vlm_jax.files import write_json
 
@@ -95,6 +96,47 @@ def kept_steps(folders: Mapping[int, Path], config: ConfigDict) -> set[int]:
     """Return the steps whose checkpoints stay: the latest `keep`, and the best `keep_best`."""
     best = by_rank(folders, config)[: config.keep_best] if config.keep_best else []
     return {*sorted(folders)[-max(1, config.keep) :], *best}
+
+
+def checkpoint_folder(reference: str | Path) -> Path:
+    """Return the folder that holds `state/`.
+
+    Args:
+      reference: A step's folder, a converted checkpoint, a workdir or its `checkpoints` folder (its newest step), or
+        one of the last two with `@best` or `@STEP`.
+
+    Raises:
+      CheckpointError: where there is none.
+    """
+    path, choice = Path(reference), ""
+    if not path.exists() and "@" in path.name:
+        name, _, choice = path.name.rpartition("@")
+        path = path.with_name(name) if name else path.parent
+    if not choice and not path.name.endswith(".orbax-checkpoint-tmp") and (path / "state").is_dir():
+        return path
+    folders = next(filter(None, (step_folders(place) for place in (path, path / "checkpoints"))), {})
+    if not folders:
+        raise CheckpointError(f"checkpoint {reference}: no checkpoint there")
+    if not choice:
+        return folders[max(folders)]
+    if choice == "best":
+        return folders[_best(path, folders)]
+    if not choice.isdigit() or int(choice) not in folders:
+        raise CheckpointError(
+            f"checkpoint {reference}: found no step {choice!r}, expected best or one of {', '.join(map(str, folders))}"
+        )
+    return folders[int(choice)]
+
+
+def _best(path: Path, folders: Mapping[int, Path]) -> int:
+    """The best step of a run, by the metric that its config names."""
+    config = configs.find(next(iter(folders.values()))).checkpoint
+    if not config.best_metric:
+        raise CheckpointError(f"checkpoint {path}@best: the run's config.checkpoint.best_metric names no metric")
+    ranked = by_rank(folders, config)
+    if not ranked:
+        raise CheckpointError(f"checkpoint {path}@best: no checkpoint of the run has the metric {config.best_metric!r}")
+    return ranked[0]
 
 
 def _is_finished(entry: Path) -> bool:
