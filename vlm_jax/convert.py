@@ -4,15 +4,17 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from vlm_jax import config as configs
 from vlm_jax.interop import torch_files
+from vlm_jax.interop.rules import ConversionError
 from vlm_jax.references import FORMATS, PREFIX, config_of, fetch_released, read_arrays, released_folder
 from vlm_jax.task import get_task
-from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables, save_variables
+from vlm_jax.train.checkpoint import restore_variables, save_variables, stored_shapes
+from vlm_jax.train.step_folders import checkpoint_folder
 
 
 class Converted(NamedTuple):
@@ -23,13 +25,13 @@ class Converted(NamedTuple):
 
 
 def convert(
-    system: str, source: Path, output: Path, options: Mapping[str, str] | None = None, *, average: bool = False
+    system: str, source: str | Path, output: Path, options: Mapping[str, str] | None = None, *, average: bool = False
 ) -> Converted:
     """Convert a reference's file to our checkpoint, with a config.json beside it.
 
     Args:
       system: One of `convertible()`.
-      source: The reference's file.
+      source: The reference's file, or `released:NAME`.
       output: Folder to make.
       options: Further keys of the config, such as 'text.vocabulary'.
       average: The running average of the parameters, where the file holds one.
@@ -37,9 +39,15 @@ def convert(
     Raises:
       UserError: where the file cannot be used.
     """
-    arrays = read_arrays(system, source, average=average)
+    file, options = source, dict(options or {})
+    if str(source).startswith(PREFIX):
+        files = fetch_released(str(source))
+        if files.system != system:
+            raise ConversionError(f"{source}: a checkpoint of {files.system}, not of {system}")
+        file, options = files.source, {**files.beside, **options}
+    arrays = read_arrays(system, Path(file), average=average)
     config = config_of(system, arrays)
-    config.update_from_flattened_dict(dict(options or {}))
+    config.update_from_flattened_dict(options)
     variables = configs.system_module(system, "interop").to_variables(arrays, get_task(config).abstract_variables())
     save_variables(output, variables, {"system": system, "source": str(source)})
     configs.write(config, output / "config.json")
@@ -47,22 +55,40 @@ def convert(
     return Converted(len(arrays), sum(leaf.size for leaf in jax.tree.leaves(variables)))
 
 
-def revert(source: str | Path, output: Path) -> int:
-    """Write one of our checkpoints under its reference's names; return the number of arrays.
+def revert(source: str | Path, output: Path, *, average: bool = False, epoch: int = 0, bare: bool = False) -> int:
+    """Write one of our checkpoints as a file that its reference's own scripts load; return the number of arrays.
 
     Args:
       source: As `inference.load` takes it.
       output: File to write.
+      average: Also the running average of the parameters, where the reference's files hold one.
+      epoch: What the file says, where the reference's files count epochs.
+      bare: The arrays by name and nothing around them.
 
     Raises:
-      UserError: where there is no checkpoint.
+      UserError: where there is no checkpoint or no average in it, or the file's ending is not the reference's.
     """
-    source = checkpoint_folder(checkpoint_path(source))
-    config = configs.find(source)
-    variables = restore_variables(source, get_task(config).abstract_variables())
-    arrays = configs.system_module(config.task, "interop").to_state_dict(jax.device_get(variables))
+    folder = checkpoint_folder(checkpoint_path(source))
+    config = configs.find(folder)
+    names = configs.system_module(config.task, "interop")
+    expected = getattr(names, "ENDING", ".pth")
+    if FORMATS.get(output.suffix) != FORMATS.get(expected):
+        raise ConversionError(f"{output}: files of {config.task} end in {expected}, found {output.suffix or 'nothing'}")
+    if average and (bare or not getattr(names, "HOLDS_AVERAGE", False)):
+        raise ConversionError(f"{output}: files of {config.task} hold no running average{' when bare' * bare}")
+    if average and not any(name.startswith("ema_params/") for name in stored_shapes(folder)):
+        raise ConversionError(f"{folder}: holds no running average")
+
+    def arrays_of(average: bool) -> dict[str, Any]:
+        variables = restore_variables(folder, get_task(config).abstract_variables(), average=average)
+        return names.to_state_dict(jax.device_get(variables))
+
+    content = arrays = arrays_of(average=False)
+    if not bare and hasattr(names, "file_content"):
+        averaged = {"average": arrays_of(average=True)} if average else {}
+        content = names.file_content(arrays, epoch, **averaged)
     output.parent.mkdir(parents=True, exist_ok=True)
-    FORMATS.get(output.suffix, torch_files).save(output, arrays)
+    FORMATS.get(output.suffix, torch_files).save(output, content)
     return len(arrays)
 
 

@@ -310,12 +310,18 @@ def test_convert_evaluate_and_reverse(root, tmp_path, monkeypatch, capsys):
         np.testing.assert_array_equal(flatten(model.variables)[name], value, err_msg=name)
 
     reverse = ["launch/convert_checkpoint.py", "--system", "milnce", "--reverse", "--source", tmp_path / "ours"]
-    in_process(root, monkeypatch, *reverse, "--output", tmp_path / "back.pth")
+    in_process(root, monkeypatch, *reverse, "--output", tmp_path / "back.pth", "--epoch", 300)
     back = torch_files.load(tmp_path / "back.pth")
-    assert back.keys() == source.keys()
+    assert list(back) == ["epoch", "state_dict"], "what the reference's scripts tell a training checkpoint by"
+    assert back["epoch"] == 300
+    assert back["state_dict"].keys() == checkpoint["state_dict"].keys()
+    in_process(root, monkeypatch, *reverse, "--output", tmp_path / "bare.pth", "--bare")
+    bare = torch_files.load(tmp_path / "bare.pth")
+    assert bare.keys() == source.keys(), "as pretrain_cnn_path of training takes it"
     for name, value in source.items():
-        np.testing.assert_array_equal(back[name], value, err_msg=name)
-        assert back[name].dtype == value.dtype
+        for found in (bare[name], back["state_dict"][f"module.{name}"]):
+            np.testing.assert_array_equal(found, value, err_msg=name)
+            assert found.dtype == value.dtype
 
 
 def test_a_released_file_is_told_by_its_stem(root, tmp_path, monkeypatch):
@@ -325,6 +331,9 @@ def test_a_released_file_is_told_by_its_stem(root, tmp_path, monkeypatch):
     in_process(root, monkeypatch, *arguments, "--output", tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert config["model"]["space_to_depth"] is True
+    reverse = ["launch/convert_checkpoint.py", "--reverse", "--source", tmp_path / "ours"]
+    in_process(root, monkeypatch, *reverse, "--output", tmp_path / "back.pth")
+    assert torch_files.load(tmp_path / "back.pth").keys() == source.keys(), "bare, as it was released"
 
 
 def hostile(folder):

@@ -1,6 +1,7 @@
 """Paddle's checkpoint of CTRL to ours and back, by the command."""
 
 import os
+import pickle
 import subprocess
 import sys
 
@@ -46,6 +47,12 @@ def test_there_and_back(root, tmp_path):
     back = paddle_files.load(tmp_path / "b.pdparams")
     assert back.keys() == source.keys()
     assert all(np.array_equal(back[name], array) for name, array in source.items())
+    content = pickle.loads((tmp_path / "b.pdparams").read_bytes())
+    assert type(content) is dict
+    assert {name: type(array) for name, array in content.items()} == dict.fromkeys(SHAPES, np.ndarray)
+    code, _, failed = command(root, "--reverse", "--source", tmp_path / "ours", "--output", tmp_path / "b.pth")
+    assert code == 1
+    assert failed == f"error: {tmp_path}/b.pth: files of ctrl end in .pdparams, found .pth\n"
 
 
 def test_a_file_that_is_none_is_one_line(root, tmp_path):

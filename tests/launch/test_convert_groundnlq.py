@@ -1,14 +1,16 @@
 """GroundNLQ's checkpoints become ours, with the config that fits them."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from vlm_jax import config as configs
-from vlm_jax.convert import convert
+from vlm_jax.convert import convert, revert
 from vlm_jax.interop import torch_files
 from vlm_jax.interop.rules import ConversionError
 from vlm_jax.systems.groundnlq import interop as names
@@ -44,6 +46,32 @@ def test_a_released_file_becomes_a_checkpoint(tmp_path, star):
         back = names.to_state_dict(jax.device_get(restored))
         assert back.keys() == source.keys()
         assert all(np.array_equal(back[key], source[key]) for key in source)
+
+
+def test_ours_becomes_a_file_of_the_reference(tmp_path):
+    raw, average = released(tmp_path / "epoch_005.pth.tar", SMALL)
+    convert("groundnlq", tmp_path / "epoch_005.pth.tar", tmp_path / "ours")
+    revert(tmp_path / "ours", tmp_path / "epoch_003.pth.tar", epoch=3)
+    found = torch_files.load(tmp_path / "epoch_003.pth.tar")
+    assert (list(found), found["epoch"]) == (["epoch", "state_dict"], 3)
+    assert not any(name.startswith("module.") for name in found["state_dict"])
+    assert found["state_dict"].keys() == raw.keys()
+    assert all(np.array_equal(found["state_dict"][name], array) for name, array in raw.items())
+    with pytest.raises(ConversionError, match="holds no running average"):
+        revert(tmp_path / "ours", tmp_path / "mine.pth.tar", average=True)
+    with pytest.raises(ConversionError, match=r"end in [.]pth, found [.]pdparams"):
+        revert(tmp_path / "ours", tmp_path / "mine.pdparams")
+    # As the checkpoint of a run, which holds both.
+    trees = {"params": names.to_variables(raw)["params"], "ema_params": names.to_variables(average)["params"]}
+    shutil.rmtree(tmp_path / "ours" / "state")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save((tmp_path / "ours" / "state").absolute(), trees)
+    revert(tmp_path / "ours", tmp_path / "mine.pth.tar", average=True)
+    found = torch_files.load(tmp_path / "mine.pth.tar")
+    assert list(found) == ["epoch", "state_dict", "state_dict_ema"]
+    for key, source in (("state_dict", raw), ("state_dict_ema", average)):
+        assert found[key].keys() == source.keys()
+        assert all(np.array_equal(found[key][name], array) for name, array in source.items())
 
 
 def test_systems_without_an_average_say_so(tmp_path):

@@ -16,6 +16,9 @@ RELEASED = {
 }
 """Published checkpoints by name."""
 
+ENDING = ".pdparams"
+"""Of the files that the reference's scripts load."""
+
 PADDLE = ("v2s_lt_weights", "s2s_lt_weights", "mid_out_weights", "sim_mat_weights")
 PREFIX = "CTRL_Model/"
 ORIGINAL = ("v2s_lt", "s2s_lt", "vs_multilayer_lt/layer1", "vs_multilayer_lt/layer2")

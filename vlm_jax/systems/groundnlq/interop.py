@@ -150,6 +150,13 @@ def to_variables(source: Mapping[str, np.ndarray], expected: Mapping[str, Any] |
     return convert(source, RULES, expected)
 
 
+def file_content(
+    arrays: Mapping[str, np.ndarray], epoch: int, *, average: Mapping[str, np.ndarray] | None = None
+) -> dict[str, Any]:
+    """What an `epoch_NNN.pth.tar` holds, without the states of the optimiser and the schedule."""
+    return {"epoch": epoch, "state_dict": dict(arrays)} | ({"state_dict_ema": dict(average)} if average else {})
+
+
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """A state dict under the reference's names from our variables."""
     return invert(variables, RULES)

@@ -18,6 +18,8 @@ RELEASED = {
 
 STEM = "conv1.conv1.weight"
 TABLE = "text_module.word_embd.weight"
+COLOURS = 3
+"""Channels that the plain stem reads; the folded one reads 24."""
 
 RULES = (
     Rule(TABLE, "frozen/text/word_embd"),
@@ -88,6 +90,17 @@ def to_variables(source: Mapping[str, np.ndarray], expected: Mapping[str, Any] |
       ConversionError: listing names that were not used, not found, or of another shape.
     """
     return convert(source, RULES, expected)
+
+
+def file_content(arrays: Mapping[str, np.ndarray], epoch: int) -> dict[str, Any]:
+    """What a file holds: the reference's scripts tell a training checkpoint from the released file by `state_dict`.
+
+    They give a training checkpoint the plain stem and the prefix that its parallel model puts before the names, and a
+    bare state dict the folded stem.
+    """
+    if arrays[STEM].shape[1] != COLOURS:
+        return dict(arrays)
+    return {"epoch": epoch, "state_dict": {f"module.{name}": array for name, array in arrays.items()}}
 
 
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
