@@ -17,6 +17,7 @@ from vlm_jax.systems.groundnlq import interop as names
 from vlm_jax.systems.groundnlq.model import GroundNLQ
 from vlm_jax.task import get_task
 from vlm_jax.train.checkpoint import restore_variables
+from vlm_jax.train.step_folders import MANIFEST
 
 SMALL = GroundNLQ(dim=8, head_dim=8, text_blocks=1, stem_blocks=1)
 
@@ -64,6 +65,7 @@ def test_ours_becomes_a_file_of_the_reference(tmp_path):
     # As the checkpoint of a run, which holds both.
     trees = {"params": names.to_variables(raw)["params"], "ema_params": names.to_variables(average)["params"]}
     shutil.rmtree(tmp_path / "ours" / "state")
+    (tmp_path / "ours" / MANIFEST).unlink()
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save((tmp_path / "ours" / "state").absolute(), trees)
     revert(tmp_path / "ours", tmp_path / "mine.pth.tar", average=True)
