@@ -146,7 +146,7 @@ def describe(
 
 
 def time_input(config: ConfigDict, steps: int) -> Mapping[str, object]:
-    """Time reading and decoding batches on the host, after two batches that are not counted."""
+    """Measure reading and decoding of batches on the host, after two batches that are not counted."""
     shard = DataShard(jax.process_index(), jax.process_count(), config.batch_size, config.seed)
     pipeline = get_task(config).train_data(shard)
     batches = iter(pipeline)
