@@ -48,7 +48,7 @@ def main() -> None:
     if arguments.top_k < 1:
         raise ConfigError(f"--top_k: expected at least 1, found {arguments.top_k}")
     if bool(arguments.video) != bool(arguments.query):
-        raise ConfigError("--video and --query belong together: a film, and what to look for in it")
+        raise ConfigError("--video and --query belong together: a video, and what to look for in it")
     if arguments.figure and not arguments.video:
         raise ConfigError("--figure: draws the moments of one --video")
     requests, skipped = read_requests(arguments.filelist) if arguments.filelist else ([], [])
@@ -85,7 +85,7 @@ def answer_video(predictor: Predictor, arguments: argparse.Namespace) -> None:
         write_lines(arguments.output, lines, {})
     if arguments.figure:
         draw_timeline(lines, arguments.video.parent, arguments.figure, len(lines))
-        print(f"{arguments.figure}: the moments along the film")
+        print(f"{arguments.figure}: the moments along the video")
 
 
 def answer_list(predictor: Predictor, arguments: argparse.Namespace, requests: list[Request], skipped: Skipped) -> None:
