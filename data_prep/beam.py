@@ -1,4 +1,4 @@
-"""Making shards by Apache Beam: on one machine, Dataflow, Flink or Spark. Used by `--beam_pipeline_options`."""
+"""Preparation of shards by Apache Beam: `--beam_pipeline_options`, on one machine, Dataflow, Flink or Spark."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,19 +6,19 @@ from vlm_jax.errors import DataError, MissingPackageError
 
 
 def make_all(function: Callable[[object], None], tasks: Sequence[object], options: str) -> None:
-    """Calls a function on every task, in a pipeline whose elements they are.
+    """Call a function on every task, in a pipeline with one element per task.
 
-    Beam may call it again for an element, or twice at once: its effect has to be the same every time, such as a file
-    that it renames to its place.
+    Beam may call the function more than once for an element, even at the same time. Every call must therefore have the
+    same effect, such as writing a file under a temporary name and renaming it.
 
     Args:
-      function: Importable by the workers.
-      tasks: What it is called on, picklable.
-      options: Of the pipeline, such as `runner=DirectRunner,direct_num_workers=8`, as TFDS takes them.
+      function: Function that the workers can import.
+      tasks: Arguments of the calls, picklable.
+      options: Options of the pipeline as TFDS takes them, such as `runner=DirectRunner,direct_num_workers=8`.
 
     Raises:
-      ImportError: where Beam is not installed.
-      DataError: for options that Beam does not take.
+      MissingPackageError: if Beam is not installed.
+      DataError: for options that Beam rejects.
     """
     try:
         import apache_beam

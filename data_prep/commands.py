@@ -1,4 +1,4 @@
-"""What the commands of all preparations share: python -m data_prep.NAME COMMAND ..., and --check DIR."""
+"""Command line that all preparations share: python -m data_prep.NAME COMMAND ..., and --check DIR."""
 
 import argparse
 import os
@@ -17,13 +17,13 @@ def run_command(
     check: Callable[[Sequence[str]], None],
     add_commands: Callable[[Commands], None],
 ) -> None:
-    """Runs the command, or the check, that these words name.
+    """Run the command or the check that the arguments name.
 
     Args:
-      words: None for the command line's.
-      description: Of the program, for its help.
-      check: Runs `--check DIR ...`.
-      add_commands: Adds the commands, each with its function as the default of `run`.
+      words: Arguments, None for those of the command line.
+      description: Description of the program, for its help.
+      check: Function that runs `--check DIR ...`.
+      add_commands: Function that adds the commands, each with its function as the default of `run`.
     """
     words = sys.argv[1:] if words is None else words
     if any(word.split("=")[0] == "--check" for word in words):
@@ -36,12 +36,12 @@ def run_command(
 
 
 def check_folders(arguments: argparse.Namespace, *names: str) -> None:
-    """Check that the folders that some options name are there, before anything is written.
+    """Check that the folders named by some options exist, before anything is written.
 
     Raises:
-      DataError: naming the option.
+      DataError: for a folder that does not exist; it names the option.
     """
-    if getattr(arguments, "finalize", False):  # nothing is read then
+    if getattr(arguments, "finalize", False):  # it reads none of them
         return
     for name in names:
         if not os.path.isdir(getattr(arguments, name)):
@@ -49,7 +49,7 @@ def check_folders(arguments: argparse.Namespace, *names: str) -> None:
 
 
 def main(run: Callable[[], None]) -> None:
-    """Runs a program; an expected error is one line and exit status 1."""
+    """Run a program. An expected error prints one line and exits with status 1."""
     try:
         try:
             run()

@@ -1,4 +1,4 @@
-"""Reading csv files: columns, missing cells, times."""
+"""Reader of csv files: columns, missing cells, times."""
 
 import csv
 import io
@@ -10,17 +10,22 @@ from vlm_jax.errors import DataError
 MISSING = frozenset(
     "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
 )
-"""Cells that the reference's csv reader (pandas) takes for missing; they become the word 'nan'."""
+"""Cells that the reference's csv reader (pandas) takes for missing. They become the word 'nan'."""
 
 LONGEST = 1e8
-"""Seconds; a time beyond is a mistake."""
+"""Upper limit of times, seconds; anything beyond is a mistake."""
 
 
 def read_rows(path: Path | str | Iterable[str], columns: Sequence[str], name: str = "") -> list[dict[str, str]]:
-    """Reads a csv file with a header.
+    """Return the rows of a csv file with a header, as dictionaries by column.
+
+    Args:
+      path: Path of the file, or its lines.
+      columns: Columns that the file must have.
+      name: Name of the file in error messages, by default its path.
 
     Raises:
-      DataError: naming the file and the column that is missing, or what cannot be read.
+      DataError: for a file that cannot be read, a missing column, or a line with too few cells.
     """
     name = name or str(path)
     try:
@@ -44,15 +49,15 @@ def read_rows(path: Path | str | Iterable[str], columns: Sequence[str], name: st
 
 
 def cell_text(cell: str) -> str:
-    """A cell's text; a missing one is the word 'nan'."""
+    """Return a cell's text, or the word 'nan' for a missing cell."""
     return "nan" if cell in MISSING else cell
 
 
 def cell_seconds(text: str, place: str) -> float:
-    """A cell's time, seconds.
+    """Return a cell's time, seconds.
 
     Raises:
-      DataError: naming `place`, where it is no time.
+      DataError: for a cell that is no time; it names `place`.
     """
     try:
         value = float(text)

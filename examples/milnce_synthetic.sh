@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# MIL-NCE on the synthetic world: K = 4 against K = 1, one run a seed: bash examples/milnce_synthetic.sh [SEED ...]
-# Seeds 1 2 3 take about an hour on two cores. The same command again resumes.
+# MIL-NCE on the synthetic world, K = 4 and K = 1, one run per seed: bash examples/milnce_synthetic.sh [SEED ...]
+# Seeds 1 2 3 (the default) take about an hour on two cores. The same command again resumes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -25,6 +25,6 @@ for seed in "$@"; do
         $python launch/evaluate.py --config configs/milnce_synthetic.py --workdir "$workdir"
     done
 done
-echo "== means over seeds, standard deviation, least and greatest"
+echo "== mean, standard deviation and range over seeds"
 $python launch/figures.py seeds --workdirs "${workdirs[@]}" --evaluators synthetic synthetic_shuffled synthetic_reversed \
     --metrics R@1 R@5 R@10 median_rank

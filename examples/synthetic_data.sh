@@ -1,6 +1,6 @@
-# Sourced where the synthetic world is needed; sets of it for the systems. Expects $python.
+# Functions that prepare the synthetic world for each system. To be sourced; $python names the interpreter.
 
-# prepare_synthetic DIR TRAIN TEST: so many videos, the word list, and shards for MIL-NCE.
+# prepare_synthetic DIR TRAIN TEST: make TRAIN and TEST videos, the word list, and the shards of MIL-NCE.
 prepare_synthetic() {
     local data=$1 world=$1/world
     $python -m data_prep.synthetic --output "$world" --train "$2" --test "$3" --workers 2
@@ -13,7 +13,7 @@ prepare_synthetic() {
         --output "$data/test" --num_shards 2 --workers 2 --windows 2 --num_frames 8 --fps 5 --size 64
 }
 
-# prepare_features DIR CHECKPOINT: of all videos by the S3D of a checkpoint, as clips for GroundNLQ and windows for CTRL.
+# prepare_features DIR CHECKPOINT: extract features of all videos, as clips for GroundNLQ and windows for CTRL.
 prepare_features() {
     local data=$1 split
     for split in train test; do
@@ -26,7 +26,7 @@ prepare_features() {
     done
 }
 
-# prepare_sentences DIR CHECKPOINT SET SPLIT JSONL: with words and vectors by the checkpoint's text tower.
+# prepare_sentences DIR CHECKPOINT SET SPLIT JSONL: encode sentences by the checkpoint's text tower, for both systems.
 prepare_sentences() {
     local data=$1 set=$3 split=$4 text=$1/text/$3_$4
     mkdir -p "$data/text"
@@ -38,7 +38,7 @@ prepare_sentences() {
         --fps 10 --split "$split" --output "$data/ctrl/$set" --num_shards 2
 }
 
-# make_query_blind FOLDER: query_blind.jsonl, the moments of a split, whose sentences all read the same.
+# make_query_blind FOLDER: write query_blind.jsonl, a split's moments with every sentence replaced by the same one.
 make_query_blind() {
     sed -E 's/"query": "[^"]*"/"query": "what will happen next"/' "$1/moments.jsonl" > "$1/query_blind.jsonl"
 }

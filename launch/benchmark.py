@@ -1,8 +1,8 @@
-"""Times a training step, an encoder or the input: python launch/benchmark.py --config FILE[:VARIANT] --steps N [--json]
+"""Time a training step, an encoder or the input: python launch/benchmark.py --config FILE[:VARIANT] --steps N [--json]
 
-The step runs on made-up batches that stay on the device, so no data is needed, and so does `--encoder NAME`, one of the
-task's, such as milnce's `video` and groundnlq's `moments`. `--input` reads batches and trains nothing; its
-`examples_per_core_second` divides by the CPU time of the whole process, however many cores it ran on.
+The step and `--encoder NAME` run on one synthetic batch that stays on the device, so they need no data. Encoders are
+those of the system's task, such as `video` of milnce and `moments` of groundnlq. `--input` reads batches and trains
+nothing; its `examples_per_core_second` divides by the CPU time of the whole process, on however many cores it ran.
 """
 
 import json
@@ -25,14 +25,14 @@ from vlm_jax.types import Batch, DataShard
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = _cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20, help="steps to time, after two that are not counted")
     timed = parser.add_mutually_exclusive_group()
-    timed.add_argument("--input", action="store_true", help="the input pipeline instead of the step")
-    timed.add_argument("--encoder", help="of the task, instead of the step")
-    parser.add_argument("--bucket", help="of the lengths that the task has (default: the first)")
-    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    timed.add_argument("--input", action="store_true", help="time the input pipeline instead of the step")
+    timed.add_argument("--encoder", help="time this encoder of the task instead of the step")
+    parser.add_argument("--bucket", help="bucket of the task (default: the first)")
+    parser.add_argument("--json", action="store_true", help="print one line of JSON")
     arguments, config = _cli.parse(parser)
     if arguments.input:
         configs.describe(config)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def time_step(config: ConfigDict, steps: int, bucket: str | None) -> Mapping[str, object]:
-    """Compiles and times the training step on one resident batch.
+    """Compile the training step and time it on one batch that stays on the device.
 
     Raises:
       ConfigError: for a bucket that the task does not have.
@@ -79,7 +79,7 @@ def time_step(config: ConfigDict, steps: int, bucket: str | None) -> Mapping[str
 
 
 def time_encoder(config: ConfigDict, steps: int, bucket: str | None, name: str) -> Mapping[str, object]:
-    """The same of one of the task's encoders.
+    """Compile one of the task's encoders and time it on one batch that stays on the device.
 
     Raises:
       ConfigError: for a bucket or an encoder that the task does not have.
@@ -99,10 +99,10 @@ def time_encoder(config: ConfigDict, steps: int, bucket: str | None, name: str) 
 
 
 def find_bucket(task: Task, bucket: str | None) -> str:
-    """A name of `Task.batch_specs`, the first one where none is given.
+    """Return the given name of `Task.batch_specs`, or the first one if it is None.
 
     Raises:
-      ConfigError: for one that the task does not have.
+      ConfigError: for a name that the task does not have.
     """
     bucket = next(iter(task.batch_specs)) if bucket is None else bucket
     if bucket not in task.batch_specs:
@@ -111,13 +111,13 @@ def find_bucket(task: Task, bucket: str | None) -> str:
 
 
 def synthetic_batch(task: Task, config: ConfigDict, mesh: jax.sharding.Mesh, bucket: str) -> Batch:
-    """A made-up batch on the devices."""
+    """Return a synthetic global batch, placed on the devices."""
     shard = DataShard(jax.process_index(), jax.process_count(), config.batch_size, config.seed)
     return sharding.shard_batch(mesh, next(iter(SyntheticPipeline(task.batch_specs[bucket], shard))))
 
 
 def time_calls(call: Callable[[], Any], steps: int) -> list[float]:
-    """Seconds of every call after the first two."""
+    """Return the seconds of `steps` calls, made after two calls that are not counted."""
     seconds = []
     for _ in range(steps + 2):
         began = time.monotonic()
@@ -129,7 +129,7 @@ def time_calls(call: Callable[[], Any], steps: int) -> list[float]:
 def describe(
     config: ConfigDict, seconds: list[float], compiled: jax.stages.Compiled, compile_seconds: float
 ) -> Mapping[str, object]:
-    """The figures of a compiled function."""
+    """Return the figures of a compiled function: times in seconds, memory in bytes, FLOP per step."""
     median = statistics.median(seconds)
     flops, peak = hardware.step_flops(compiled), hardware.peak_flops()
     figures: dict[str, object] = {
@@ -146,7 +146,7 @@ def describe(
 
 
 def time_input(config: ConfigDict, steps: int) -> Mapping[str, object]:
-    """Times reading and decoding batches on the host."""
+    """Measure reading and decoding of batches on the host, after two batches that are not counted."""
     shard = DataShard(jax.process_index(), jax.process_count(), config.batch_size, config.seed)
     pipeline = get_task(config).train_data(shard)
     batches = iter(pipeline)
@@ -170,7 +170,7 @@ def time_input(config: ConfigDict, steps: int) -> Mapping[str, object]:
 
 
 def describe_devices() -> str:
-    """Such as '4 x NVIDIA H200'."""
+    """Return number and kind of the devices, such as '4 x NVIDIA H200'."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 

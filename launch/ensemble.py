@@ -1,7 +1,7 @@
-"""Merges result files of several models into one: python launch/ensemble.py A.json B.json C.json --output FILE
+"""Merge result files of several models into one: python launch/ensemble.py A.json B.json C.json --output FILE
 
-The files are those of the Ego4D challenge (`*_submission.json`), best model first, of the same questions in the same
-order; the result has five pairs of start and end for each (houzhijian/GroundNLQ, `ensemble.py`).
+The inputs are result files of the Ego4D challenge (`*_submission.json`), best model first, with the same questions in
+the same order. The result has five pairs of start and end per question (houzhijian/GroundNLQ, `ensemble.py`).
 """
 
 import argparse
@@ -19,7 +19,7 @@ KEYS = ("query_idx", "annotation_uid", "predicted_times", "clip_uid")
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, help="result files, best model first")
     parser.add_argument("--output", required=True, type=Path, help="result file to write")
@@ -38,10 +38,10 @@ def main() -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A result file of the challenge, with scores.
+    """Return the content of a result file of the challenge, with scores.
 
     Raises:
-      ConfigError: where it cannot be read or is something else.
+      ConfigError: if it cannot be read or is something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-# Sourced by the two commands that work on a bare machine: make_environment EXTRAS makes .venv and installs the checkout.
+# make_environment EXTRAS: create .venv and install the checkout with EXTRAS. Sourced by scripts for a fresh machine.
 
 make_environment() {
     local python=${PYTHON:-python3} extras=$1 wanted
@@ -6,7 +6,7 @@ make_environment() {
         echo "error: $("$python" --version) found, Python 3.11 or newer is needed (set PYTHON to choose one)" >&2
         return 1
     }
-    # The stamp names what is installed: the same extras from the same setup.py are not installed twice.
+    # A stamp file records what is installed: the same extras of the same setup.py are not installed twice.
     wanted="$extras $(cksum < setup.py)"
     if [ "$(cat ".venv/installed-$extras" 2> /dev/null)" != "$wanted" ]; then
         echo "== installing into .venv (extras: $extras)"

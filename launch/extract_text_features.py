@@ -1,7 +1,7 @@
-"""Features of sentences: python launch/extract_text_features.py --checkpoint PATH --queries FILE --output NAME.npz
+"""Encode sentences: python launch/extract_text_features.py --checkpoint PATH --queries FILE --output NAME.npz
 
-Writes an array per sentence under its qid, and NAME.json, which says how they were made (`vlm_jax/text_features.py`).
-Sentences without a word of the word list are left out and listed.
+It writes one array per sentence under its qid, and the settings that made them to NAME.json
+(`vlm_jax/text_features.py`). Sentences without a word of the word list are left out and listed.
 """
 
 import argparse
@@ -19,14 +19,14 @@ from vlm_jax.train.step_folders import checkpoint_folder
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--checkpoint", required=True, help="with a text tower: RUN, RUN@best, a converted one, released:NAME"
+        "--checkpoint", required=True, help="RUN, RUN@best, a converted one, released:NAME; with a text tower"
     )
-    parser.add_argument("--vocabulary", default="", help="word list, where the checkpoint's config names none")
+    parser.add_argument("--vocabulary", default="", help="word list, if the checkpoint's config names none")
     parser.add_argument("--queries", required=True, type=Path, help="file of annotations")
-    parser.add_argument("--format", default="jsonl", choices=tuple(FORMS), help="of that file (default: %(default)s)")
+    parser.add_argument("--format", default="jsonl", choices=tuple(FORMS), help="its form (default: %(default)s)")
     parser.add_argument("--output", required=True, type=Path, help="file to write, .npz")
     parser.add_argument("--layer", default="sentence", choices=LAYERS, help="one vector per sentence, or per word")
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Shows results: python launch/figures.py retrieval|timeline|table|seeds ...
+"""Show results: python launch/figures.py retrieval|timeline|table|seeds ...
 
-retrieval   a few queries, each with frames of its best items and their scores, as a picture
-timeline    a few sentences, each with frames along its video, the truth and the ranked moments, as a picture
-table       results beside the untrained network's and chance
-seeds       means and spreads over runs that differ in their seed alone
+retrieval   picture of a few queries, each with frames of its best items and their scores
+timeline    picture of a few sentences, each with frames along its video, the truth and the ranked moments
+table       results beside those of the untrained network and of chance
+seeds       mean, standard deviation and range over runs that differ only in their seed
 """
 
 import argparse
@@ -20,24 +20,24 @@ from vlm_jax.figures import draw_retrieval, draw_timeline
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    picture = commands.add_parser("retrieval", help="queries and their best items, with frames")
+    picture = commands.add_parser("retrieval", help="draw queries and their best items, with frames")
     picture.add_argument("--results", required=True, type=Path, help="NAME_rankings.json of an evaluation")
     picture.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     picture.add_argument("--output", required=True, type=Path, help="picture to write")
-    picture.add_argument("--queries", type=int, default=5, help="how many (default: %(default)s)")
-    picture = commands.add_parser("timeline", help="sentences and their moments along the video")
+    picture.add_argument("--queries", type=int, default=5, help="number of queries (default: %(default)s)")
+    picture = commands.add_parser("timeline", help="draw sentences and their moments along the video")
     picture.add_argument("--predictions", required=True, type=Path, help="NAME_queries.jsonl or predictions.jsonl")
     picture.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     picture.add_argument("--output", required=True, type=Path, help="picture to write")
-    picture.add_argument("--queries", type=int, default=4, help="how many (default: %(default)s)")
-    table = commands.add_parser("table", help="metrics beside the untrained network's and chance")
+    picture.add_argument("--queries", type=int, default=4, help="number of sentences (default: %(default)s)")
+    table = commands.add_parser("table", help="print metrics beside those of the untrained network and of chance")
     table.add_argument("sets", nargs="+", metavar="RUN:EVALUATOR[=TITLE]")
     table.add_argument("--metrics", nargs="+", default=["R@1", "R@5", "R@10", "median_rank"])
-    seeds = commands.add_parser("seeds", help="means and spreads over seeds")
-    seeds.add_argument("--workdirs", required=True, type=Path, nargs="+", help="NAME-SEED, one a run")
+    seeds = commands.add_parser("seeds", help="print mean, standard deviation and range over seeds")
+    seeds.add_argument("--workdirs", required=True, type=Path, nargs="+", help="run folders, named NAME-SEED")
     seeds.add_argument("--evaluators", required=True, nargs="+")
     seeds.add_argument("--metrics", required=True, nargs="+")
     arguments = parser.parse_args()
@@ -55,10 +55,10 @@ def main() -> None:
 
 
 def read_lines(predictions: Path) -> list[dict[str, Any]]:
-    """Lines of NAME_queries.jsonl or predictions.jsonl.
+    """Return the lines of NAME_queries.jsonl or predictions.jsonl.
 
     Raises:
-      ConfigError: where the file is missing, or its moments are not in seconds.
+      ConfigError: if the file is missing or empty, or its moments are not in seconds.
     """
     if not predictions.is_file():
         raise ConfigError(f"{predictions}: no such file; run launch/evaluate.py or launch/predict.py first")
@@ -69,10 +69,10 @@ def read_lines(predictions: Path) -> list[dict[str, Any]]:
 
 
 def read_results(workdir: Path, evaluator: str) -> dict:
-    """What an evaluator wrote.
+    """Return the results that an evaluator wrote.
 
     Raises:
-      ConfigError: where the run was not evaluated.
+      ConfigError: if the run was not evaluated.
     """
     path = workdir / "results" / f"{evaluator}.json"
     if not path.is_file():
@@ -81,7 +81,7 @@ def read_results(workdir: Path, evaluator: str) -> dict:
 
 
 def print_seeds(workdirs: Sequence[Path], evaluators: Sequence[str], metrics: Sequence[str]) -> None:
-    """Prints mean, standard deviation and least and greatest value of every metric, as a Markdown table."""
+    """Print a Markdown table with mean, standard deviation and range of every metric over seeds."""
     runs: dict[str, list[Path]] = {}
     for workdir in sorted(workdirs):
         runs.setdefault(workdir.name.rpartition("-")[0], []).append(workdir)
@@ -100,11 +100,11 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def print_table(sets: Sequence[str], metrics: Sequence[str]) -> None:
-    """Print one table: for every set the trained network, the untrained one where it was evaluated, and chance.
+    """Print one table: for every set the trained network, the untrained one if it was evaluated, and chance.
 
     Args:
-      sets: `RUN:EVALUATOR` or `RUN:EVALUATOR=TITLE`.
-      metrics: Columns.
+      sets: Evaluated runs, as `RUN:EVALUATOR` or `RUN:EVALUATOR=TITLE`.
+      metrics: Names of the metrics, one column each.
     """
     rows = [("", "queries", "", *(metric.replace("_", " ") for metric in metrics))]
     for entry in sets:
@@ -134,7 +134,7 @@ def _cell(metric: str, value: float | None) -> str:
 
 
 def _untrained(workdir: Path, evaluator: str, metrics: Sequence[str]) -> list[float | None]:
-    """Return what the run logged before its first step."""
+    """Return the metrics that the run logged before its first step, None where it logged none."""
     log = workdir / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     first = next((line for line in lines if line["step"] == 0 and f"{evaluator}/{metrics[0]}" in line), {})

@@ -1,12 +1,12 @@
-"""Finds moments of videos by sentences.
+"""Find the moments of videos that sentences describe.
 
     python launch/predict.py --checkpoint RUN --video film.mp4 --query "a bird sings" [--query ...] [--figure FILE.png]
     python launch/predict.py --checkpoint RUN --filelist FILE [--output DIR] [--config.predict.split=validation ...]
 
-The first form needs nothing but the film: the run's config.json says which checkpoints made the features that it was
-trained on, and they are made for the film here. The second form answers a list of prepared videos: names, one per line
-or a JSON list, or JSON or JSONL of {video, query, qid}; no ground truth is needed. It writes `predictions.jsonl`, one
-line per sentence with scored segments, best first, and the reference's own file.
+The first form needs only the video. The run's config.json names the checkpoints that made its training features; they
+make the features of the video, too. The second form answers a list of prepared videos: names, one per line or a JSON
+list, or JSON or JSONL of {video, query, qid}. It needs no ground truth. It writes `predictions.jsonl`, one line per
+sentence with scored segments, best first, and the reference's own result file.
 """
 
 import argparse
@@ -29,26 +29,26 @@ Skipped = list[tuple[str, str, str]]
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="RUN, RUN@best, RUN@STEP, a converted one, released:NAME")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--video", type=Path, help="a video file")
     asked.add_argument("--filelist", type=Path, help="videos of the prepared data, or sentences about them")
     parser.add_argument("--query", action="append", help="a sentence about --video; may be repeated")
-    parser.add_argument("--output", type=Path, help="folder for predictions.jsonl (with --filelist: predictions)")
-    parser.add_argument("--figure", type=Path, help="picture of the moments along --video")
-    parser.add_argument("--top_k", type=int, default=5, help="segments of each sentence (default: %(default)s)")
-    parser.add_argument("--average", action="store_true", help="the running average of the parameters")
-    parser.add_argument("--vectors", type=Path, help=".npz of launch/extract_text_features.py: sentences by qid")
-    parser.add_argument("--video_checkpoint", default="", help="what made the features of videos, if it was moved")
-    parser.add_argument("--text_checkpoint", default="", help="what made the features of sentences, if it was moved")
-    parser.add_argument("--vocabulary", default="", help="word list of the text encoder, where its config names none")
+    parser.add_argument("--output", type=Path, help="folder for the answers (default with --filelist: predictions)")
+    parser.add_argument("--figure", type=Path, help="picture of the moments along --video to write")
+    parser.add_argument("--top_k", type=int, default=5, help="number of segments per sentence (default: %(default)s)")
+    parser.add_argument("--average", action="store_true", help="use the running average of the parameters")
+    parser.add_argument("--vectors", type=Path, help=".npz of launch/extract_text_features.py, by qid")
+    parser.add_argument("--video_checkpoint", default="", help="checkpoint of the video features, if it was moved")
+    parser.add_argument("--text_checkpoint", default="", help="checkpoint of the text features, if it was moved")
+    parser.add_argument("--vocabulary", default="", help="word list of the text encoder, if its config names none")
     arguments, overrides = _cli.parse_overrides(parser)
     if arguments.top_k < 1:
         raise ConfigError(f"--top_k: expected at least 1, found {arguments.top_k}")
     if bool(arguments.video) != bool(arguments.query):
-        raise ConfigError("--video and --query belong together: a film, and what to look for in it")
+        raise ConfigError("--video and --query belong together: a video, and what to look for in it")
     if arguments.figure and not arguments.video:
         raise ConfigError("--figure: draws the moments of one --video")
     requests, skipped = read_requests(arguments.filelist) if arguments.filelist else ([], [])
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def answer_video(predictor: Predictor, arguments: argparse.Namespace) -> None:
-    """Prints the moments of one film, and draws and writes them where asked."""
+    """Print the moments of one video; write and draw them if the options ask for it."""
     found = predictor.ground(arguments.video, arguments.query, top_k=arguments.top_k)
     lines = []
     for number, (query, moments) in enumerate(zip(arguments.query, found, strict=True)):
@@ -85,11 +85,11 @@ def answer_video(predictor: Predictor, arguments: argparse.Namespace) -> None:
         write_lines(arguments.output, lines, {})
     if arguments.figure:
         draw_timeline(lines, arguments.video.parent, arguments.figure, len(lines))
-        print(f"{arguments.figure}: the moments along the film")
+        print(f"{arguments.figure}: the moments along the video")
 
 
 def answer_list(predictor: Predictor, arguments: argparse.Namespace, requests: list[Request], skipped: Skipped) -> None:
-    """Answers a list of prepared videos and sentences about them."""
+    """Answer a list of prepared videos and sentences about them, and write the answers."""
     if arguments.vectors:
         add_vectors(requests, TextVectors(arguments.vectors))
     found = predictor.predict(requests, arguments.top_k)
@@ -105,7 +105,7 @@ def answer_list(predictor: Predictor, arguments: argparse.Namespace, requests: l
 
 
 def write_lines(output: Path, lines: Sequence[Mapping[str, Any]], files: Mapping[str, str]) -> None:
-    """Writes predictions.jsonl and further files."""
+    """Write predictions.jsonl and further files."""
     output.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     for name, content in {"predictions.jsonl": text, **files}.items():
@@ -113,10 +113,10 @@ def write_lines(output: Path, lines: Sequence[Mapping[str, Any]], files: Mapping
 
 
 def read_requests(path: Path) -> tuple[list[Request], Skipped]:
-    """What a file list asks, see `vlm_jax.predictor.Request`, and entries that cannot be used.
+    """Return the requests of a file list (see `vlm_jax.predictor.Request`), and its entries that cannot be used.
 
     Raises:
-      AnnotationError: where it cannot be read, or asks nothing.
+      AnnotationError: if the file cannot be read, or has no request.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -135,7 +135,7 @@ def read_requests(path: Path) -> tuple[list[Request], Skipped]:
         if query.strip():
             request |= {"query": query, "qid": qid or f"{video}#{asked.get(video, 0)}"}
             asked[video] = asked.get(video, 0) + 1
-        # A sentence's name is its own; a video without a sentence is asked about once.
+        # Sentences are told apart by qid, a video without a sentence by its own name.
         key = ("qid", request["qid"]) if "qid" in request else ("video", video)
         if not video:
             skipped.append((f"entry {number}", "no video", json.dumps(entry)[:80]))
@@ -168,13 +168,13 @@ def _entries(path: Path, text: str) -> Sequence[Any]:
 
 
 def _word(entry: Any, *names: str) -> str:
-    """The first of some keys that an entry has, as text."""
+    """Return the value of the first of some keys that an entry has, as text; empty if it has none."""
     found = next((entry[name] for name in names if name in entry), "") if isinstance(entry, dict) else ""
     return str(found) if isinstance(found, str | int) else ""
 
 
 def add_vectors(requests: Sequence[Request], vectors: TextVectors) -> None:
-    """Gives every sentence its vector, where there is one of its qid."""
+    """Add the vector of its qid to every request that has one."""
     for request in requests:
         if request.get("qid") in vectors:
             request |= {"vector": vectors[request["qid"]], "source": vectors.source}

@@ -1,9 +1,11 @@
-"""Scores predictions: python launch/score.py --predictions FILE.jsonl --annotations FILE [--format FORM]
+"""Score predictions: python launch/score.py --predictions FILE.jsonl --annotations FILE [--format FORM]
 
-Predictions are lines of {qid, seconds: [[start, end, score], ...]}, best first, as launch/predict.py and evaluation
-write them; lighthouse's `pred_relevant_windows` does as well. Annotations have any form of
-`vlm_jax/data/annotations.py`, or are the Ego4D challenge's (`ego4d`), to which the challenge's result file belongs.
-An overlap counts from the threshold on, but in `ego4d` above it; queries without predictions count as wrong.
+Predictions are lines of {qid, seconds: [[start, end, score], ...]}, best first, as launch/predict.py and
+launch/evaluate.py write them; lighthouse's key `pred_relevant_windows` is read as well. Annotations have any form of
+`vlm_jax/annotations.py`. With `--format ego4d`, both files are those of the Ego4D challenge.
+
+A prediction is right if its IoU is at least the threshold; in `ego4d` it must be greater. Queries without predictions
+count as wrong; in `ego4d`, queries that the result file lacks do not count.
 """
 
 import argparse
@@ -23,13 +25,15 @@ EGO4D = "ego4d"
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--predictions", required=True, type=Path)
     parser.add_argument("--annotations", required=True, type=Path)
-    parser.add_argument("--format", default="jsonl", choices=(*FORMS, EGO4D), help="of the annotations")
-    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="of overlap")
-    parser.add_argument("--ks", type=int, nargs="+", default=[1, 5], help="of recall among the first k")
+    parser.add_argument(
+        "--format", default="jsonl", choices=(*FORMS, EGO4D), help="form of the annotations (default: %(default)s)"
+    )
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="IoU thresholds")
+    parser.add_argument("--ks", type=int, nargs="+", default=[1, 5], help="numbers of predictions that recall counts")
     parser.add_argument("--output", type=Path, help="also write the metrics to this JSON file")
     arguments = parser.parse_args()
     if min(arguments.ks) < 1 or not all(0 < threshold <= 1 for threshold in arguments.thresholds):
@@ -43,10 +47,10 @@ def main() -> None:
 
 
 def score(arguments: argparse.Namespace) -> dict[str, float]:
-    """Recall, mIoU (percent) and counts; for `didemo` and `qvhighlights` their own metrics, too.
+    """Return recall and mIoU in percent, and counts; `didemo` and `qvhighlights` add their own metrics.
 
     Raises:
-      AnnotationError: where predictions and annotations do not belong together, or nothing can be judged.
+      AnnotationError: if no prediction belongs to a query of the annotations, or no query has a moment.
     """
     found = annotations.read(arguments.annotations, arguments.format)
     judged = [query for query in found.queries if query.spans]
@@ -84,10 +88,10 @@ def score(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def score_ego4d(arguments: argparse.Namespace) -> dict[str, float]:
-    """The challenge's metrics (percent): of the queries that the result file submits, as its script does.
+    """Return the challenge's metrics in percent over the queries of the result file, as the challenge's script does.
 
     Raises:
-      AnnotationError: where one of the files is of another form.
+      AnnotationError: for a file of another form.
     """
     results, truth = _json(arguments.predictions), _json(arguments.annotations)
     if not isinstance(results, dict) or not isinstance(results.get("results"), list) or not results["results"]:
@@ -115,10 +119,10 @@ def score_ego4d(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray]:
-    """Segments `[K, 2 or more]` in seconds by qid.
+    """Return segments by qid, best first: `[K, 2 or more]`, start and end in seconds.
 
     Raises:
-      AnnotationError: naming the first line that is something else.
+      AnnotationError: for a line that is something else; it names the first one.
     """
     found: dict[str, np.ndarray] = {}
     try:

@@ -1,4 +1,4 @@
-"""Lists of evaluation items and their videos -> evaluation records of MIL-NCE."""
+"""Evaluation records of MIL-NCE from lists of items and their videos."""
 
 import functools
 import os
@@ -14,11 +14,11 @@ from vlm_jax.errors import DataError
 from vlm_jax.video import decode, sampling
 
 DAMAGES = ("truncated", "unreadable")
-"""Faults of a video some of whose frames may still be there."""
+"""Faults of videos that may still have some of their frames."""
 
 
 def youcook2_items(path: Path) -> list[dict[str, object]]:
-    """Items of validation_youcook.csv (columns end, start, task, text, video_id), seconds."""
+    """Return the items of validation_youcook.csv: columns end, start (seconds), task, text, video_id."""
     items = []
     for number, row in enumerate(read_rows(path, ("end", "start", "task", "text", "video_id")), start=2):
         stem = f"validation/{row['task']}/{row['video_id']}"
@@ -28,7 +28,7 @@ def youcook2_items(path: Path) -> list[dict[str, object]]:
 
 
 def segment_items(path: Path) -> list[dict[str, object]]:
-    """Items of a list of one's own: columns video_path, start, end (seconds), text."""
+    """Return the items of a user's list: columns video_path, start, end (seconds), text."""
     rows = read_rows(path, ("video_path", "start", "end", "text"))
     return [
         _item(path, number, row, [row["video_path"]], row["video_path"]) for number, row in enumerate(rows, start=2)
@@ -36,7 +36,7 @@ def segment_items(path: Path) -> list[dict[str, object]]:
 
 
 def msrvtt_items(path: Path) -> list[dict[str, object]]:
-    """Items of msrvtt_test.csv: whole videos."""
+    """Return the items of msrvtt_test.csv: whole videos, columns key, vid_key, video_id, sentence."""
     return [
         {
             "paths": [f"{row['video_id']}.mp4"],
@@ -64,9 +64,18 @@ def retrieval_records(
     size: int,
     strict: bool,
 ) -> Iterator[Record | Skip]:
-    """Yield the W clips of every item (`paths` tried in order, `video_id`, `text`, `start`, `end`), or a reason.
+    """Yield a record for every item, or the reason why it gives none.
 
-    As in the reference, frames that a damaged video lacks are black, unless `strict` leaves such items out.
+    As in the reference, missing frames of a damaged video are black.
+
+    Args:
+      items: Items with `paths` (the first that exists is read), `video_id`, `text`, `start`, `end` (seconds).
+      video_root: Folder of the videos.
+      windows: Number of clips per item.
+      num_frames: Number of frames per clip.
+      fps: Frames per second.
+      size: Height and width of the frames, pixels.
+      strict: If true, items of damaged videos are left out.
     """
     for group, item in enumerate(items):
         name = f"{item['video_id']} {item['start']}-{item['end']}"
@@ -93,7 +102,7 @@ def retrieval_records(
 
 
 def _impossible(start: float, end: float, duration: float) -> tuple[str, str] | None:
-    """Reason and detail of a stretch of a video that cannot be; a duration of 0 is not known."""
+    """Return reason and detail where an item's times are impossible, else None; a duration of 0 is unknown."""
     times = f"{start:g} to {end:g} s"
     if end < start:
         return "end before start", times
@@ -105,10 +114,10 @@ def _impossible(start: float, end: float, duration: float) -> tuple[str, str] | 
 
 
 def _read(read: Callable[..., np.ndarray], strict: bool) -> tuple[np.ndarray, decode.VideoError | None]:
-    """Frames, and what is wrong with their video, if it is read all the same.
+    """Return the frames, and what is wrong with a damaged video that is read all the same.
 
     Raises:
-      VideoError: where it is not, or cannot be.
+      VideoError: for a video that cannot be read, or that is damaged while `strict` is true.
     """
     try:
         return read(strict=True), None
@@ -119,10 +128,12 @@ def _read(read: Callable[..., np.ndarray], strict: bool) -> tuple[np.ndarray, de
 
 
 def hmdb51_items(path: Path) -> list[dict[str, object]]:
-    """Items of hmdb51.csv: columns video_id, label (`CLASS_test`), and split1 to split3, 1 train, 2 test, 0 unused.
+    """Return the items of hmdb51.csv.
+
+    Its columns are video_id, label (`CLASS_test`), and split1 to split3: 1 train, 2 test, 0 unused.
 
     Raises:
-      DataError: for another code, or no label.
+      DataError: for another code, or an empty video_id or label.
     """
     columns = ("split1", "split2", "split3")
     items = []
@@ -144,9 +155,17 @@ def hmdb51_items(path: Path) -> list[dict[str, object]]:
 def classification_records(
     items: Sequence[dict[str, object]], *, video_root: Path, windows: int, num_frames: int, size: int, strict: bool
 ) -> Iterator[Record | Skip]:
-    """Yield the windows of every item (`path`, `label`, `splits`) over all its frames, or why it gives none.
+    """Yield a record for every item, or the reason why it gives none.
 
-    As in the reference, a damaged video counts with the frames that it has, unless `strict` leaves it out.
+    As in the reference, a damaged video counts with the frames that it has.
+
+    Args:
+      items: Items with `path`, `label`, `splits`.
+      video_root: Folder of the videos.
+      windows: Number of windows per item, taken over all its frames.
+      num_frames: Number of frames per window.
+      size: Height and width of the frames, pixels.
+      strict: If true, damaged videos are left out.
     """
     for group, item in enumerate(items):
         files = (f"videos/{item['path']}",)

@@ -1,4 +1,4 @@
-"""Narrated videos and their caption files -> training records of MIL-NCE."""
+"""Training records of MIL-NCE from narrated videos and their caption files."""
 
 import collections
 import dataclasses
@@ -19,12 +19,18 @@ from vlm_jax.systems.milnce.data import clip_weights
 from vlm_jax.video import decode, segment
 
 ORIGINAL = "original"
-"""The format of records that hold whole videos as they are."""
+"""Format of records that hold whole, unchanged video files."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """A video's narration in time order, seconds."""
+    """A video's narration in time order.
+
+    Attributes:
+      start: Start of each caption, seconds, `[N]`.
+      end: End of each caption, seconds, `[N]`.
+      text: Text of each caption.
+    """
 
     start: np.ndarray
     end: np.ndarray
@@ -33,26 +39,26 @@ class Captions:
 
 @dataclasses.dataclass(frozen=True)
 class Segments:
-    """How training records are cut.
+    """Settings by which videos are cut into training records.
 
     Attributes:
-      fps: Frames a second that are kept.
-      short_side: Height or width, whichever is less, of the frames, even; smaller ones are not enlarged.
-      smallest_side: Videos with a smaller side than this are skipped, or enlarged to it; even.
-      enlarge: Which of the two.
-      seconds: Seek seconds in a record; 0 keeps a video whole.
-      clip_seconds: Longest clip that is read, by which a record overlaps the next.
-      min_time: Captions shorter than this are widened, as in training.
-      max_candidates: Largest K that the records allow.
-      min_seconds: Videos shorter than this are skipped.
-      quality: Of the JPEG frames.
-      epoch: What an epoch visits once: `videos`, as the reference, or `segments`, for few videos.
+      fps: Frames per second that are kept.
+      short_side: Shorter side of the stored frames, pixels, even; smaller frames are not enlarged.
+      smallest_side: Least shorter side of a video, pixels, even.
+      enlarge: If true, videos below `smallest_side` are enlarged to it, otherwise skipped.
+      seconds: Number of whole seconds per record at which clips may begin; 0 keeps a video whole.
+      clip_seconds: Length of the longest clip that is read, seconds; consecutive records overlap by it.
+      min_time: Least length of a caption, seconds; shorter ones are widened, as in training.
+      max_candidates: Largest K that the records support.
+      min_seconds: Least length of a video, seconds; shorter ones are skipped.
+      quality: JPEG quality of the frames.
+      epoch: Unit that an epoch visits once: `videos`, as in the reference, or `segments`, for few videos.
       format: Form of the stored frames: `jpeg`, one file per frame; `mp4`, one video file per record; or `original`,
         the whole video as it is, neither resampled nor scaled.
-      crf: Constant rate factor of the mp4 files: less is better and larger.
+      crf: Constant rate factor of the mp4 files, 0 to 51; lower values give better and larger files.
 
     Raises:
-      DataError: for numbers that make no sense.
+      DataError: for values out of range, or settings that contradict each other.
     """
 
     fps: int
@@ -86,15 +92,19 @@ class Segments:
 
     @property
     def clip_frames(self) -> int:
-        """Frames of the longest clip."""
+        """Number of frames of the longest clip."""
         return math.ceil(self.clip_seconds * self.fps)
 
 
 def read_captions(path: Path | Iterable[str], name: str = "") -> Captions:
-    """Reads a caption file: columns `start` and `end` (seconds) and `text`; others are ignored.
+    """Read a caption file with the columns `start` and `end` (seconds) and `text`; other columns are ignored.
+
+    Args:
+      path: Path of the file, or its lines.
+      name: Name of the file in error messages, by default its path.
 
     Raises:
-      DataError: where it cannot be read, or a time is no number.
+      DataError: for a file that cannot be read, or a cell that is no time.
     """
     rows = read_rows(path, ("start", "end", "text"), name)
     times: dict[str, list[float]] = {"start": [], "end": []}
@@ -107,7 +117,7 @@ def read_captions(path: Path | Iterable[str], name: str = "") -> Captions:
 def training_records(
     videos: Sequence[str], *, video_root: Path, caption_root: Path, segments: Segments
 ) -> Iterator[Record | Skip]:
-    """Segments of every video, or why it gives none."""
+    """Yield a record for every segment of every video, or the reason why a video gives none."""
     group = -1
     for video in videos:
         try:
@@ -134,11 +144,14 @@ def training_records(
 
 
 class _Skipped(Exception):
-    """Reason and detail of an item that gives no record."""
+    """Reason and detail of a video that gives no record."""
 
 
 def _cut(path: Path, video: str, narration: Captions, segments: Segments) -> Iterator[tuple[dict[str, object], float]]:
-    """A video's segments and their weights. Frames are decoded once, up to the last one that a clip can show."""
+    """Yield a video's segments and their weights.
+
+    Frames are decoded once, up to the last one that a clip can show.
+    """
     info = decode.probe(path)
     side = min(info.width, info.height)
     if side < segments.smallest_side and not segments.enlarge:
@@ -158,7 +171,7 @@ def _cut(path: Path, video: str, narration: Captions, segments: Segments) -> Ite
         for frame in store.encode(stream):
             frames.append(frame)
             seeks = first, min(first + span - 1, last_seek)
-            # No fewer than a second's frames: what is left over then begins where the next segment does.
+            # At least one second of frames, so that the frames left over begin where the next segment does.
             if len(frames) == (seeks[1] - first) * segments.fps + max(segments.clip_frames, segments.fps):
                 yield from _segment(video, narration, segments, seeks, store, frames)
                 if seeks[1] == last_seek:
@@ -182,7 +195,10 @@ def _last_seek(narration: Captions, segments: Segments) -> int:
 def _whole(
     path: Path, video: str, narration: Captions, segments: Segments, size: tuple[int, int]
 ) -> tuple[dict[str, object], float]:
-    """Return the record of a whole video and its weight; all that clips can show is decoded once, to be sure."""
+    """Return the record of a whole video and its weight.
+
+    All that clips can show is decoded once, so that a damaged video is noticed here.
+    """
     last_seek = _last_seek(narration, segments)
     with closing(decode.stream_frames(path, seconds=last_seek + segments.clip_seconds + 1, fps=1)) as frames:
         collections.deque(frames, maxlen=0)
@@ -199,7 +215,7 @@ def _example(
     kept: tuple[int, int],
     total: int,
 ) -> dict[str, object]:
-    """Return what a record holds beside its frames: seconds at which clips begin, and a stretch of the captions."""
+    """Return what a record holds beside its frames: the range of clip starts (seconds), and captions `kept`."""
     begin, end = kept
     return {
         "video_id": video.split(".")[0],
@@ -235,14 +251,14 @@ def _segment(
 
 
 class _Store:
-    """Encodes a video's frames, each once, and makes a record's feature of a stretch of them."""
+    """Encoder of a video's frames. Each frame is encoded once, whatever the number of records that hold it."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments, self.size = segments, (0, 0)
         self.encoder = segment.SegmentEncoder(segments.fps, segments.crf) if segments.format == "mp4" else None
 
     def encode(self, frames: Iterable[np.ndarray]) -> Iterator[bytes]:
-        """One piece for every frame."""
+        """Yield one encoded piece per frame."""
 
         def measured() -> Iterator[np.ndarray]:
             for frame in frames:
@@ -255,5 +271,5 @@ class _Store:
             yield from (images.encode_jpeg(frame, self.segments.quality) for frame in measured())
 
     def feature(self, pieces: Sequence[bytes]) -> dict[str, object]:
-        """Pieces from a whole second on."""
+        """Return a record's feature: consecutive pieces, the first at a whole second."""
         return {"mp4": self.encoder.mp4(pieces)} if self.encoder else {"frames": list(pieces)}

@@ -1,4 +1,4 @@
-"""The command: python -m data_prep.synthetic."""
+"""Entry point of `python -m data_prep.synthetic`."""
 
 from data_prep import commands
 

@@ -1,4 +1,4 @@
-"""Draws the synthetic world, frame by frame."""
+"""Renderer of the synthetic world, frame by frame."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from data_prep.synthetic.world import COLOURS, Pose, Scene
 
 
 def frames(scenes: Sequence[Scene], fps: int, size: int) -> Iterator[np.ndarray]:
-    """The frames of a video, uint8 `[size, size, 3]`; frame i shows the time i / fps."""
+    """Yield the frames of a video, uint8 `[size, size, 3]`. Frame i shows the time i / fps seconds."""
     count = int(scenes[-1].end * fps)
     number = 0
     for scene in scenes:
@@ -23,7 +23,7 @@ def frames(scenes: Sequence[Scene], fps: int, size: int) -> Iterator[np.ndarray]
 
 
 def box(form: str, pose: Pose) -> tuple[float, float, float, float]:
-    """What a shape covers: x1, y1, x2, y2 in sides of the picture."""
+    """Return the bounding box of a shape inside the picture: x1, y1, x2, y2 as fractions of its side."""
     angle = np.linspace(0, 2 * math.pi, 720)
     x, y = np.cos(angle), np.sin(angle)
     reach = pose.radius / _gauge(form, *_turned(x, y, pose.angle))
@@ -40,19 +40,19 @@ def _draw(picture: np.ndarray, form: str, colour: Sequence[int], pose: Pose) -> 
     right, bottom = (min(size, int(place * size + radius + 2)) for place in (pose.x, pose.y))
     x = np.arange(left, right)[None] + 0.5 - pose.x * size
     y = np.arange(top, bottom)[:, None] + 0.5 - pose.y * size
-    # Smooth edges: the distance from the outline, in pixels, along the ray from the centre.
+    # Smooth edges: opacity follows the distance from the outline, in pixels, along the ray from the centre.
     covered = np.clip(0.5 + radius - _gauge(form, *_turned(x, y, pose.angle)), 0, 1) * pose.opacity
     part = picture[top:bottom, left:right]
     part += covered[..., None] * (np.array(colour, np.float32) - part)
 
 
 def _gauge(form: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """How large a shape must be to reach a point: its circle's radius where the point is on the outline."""
+    """Return the circumradius of the shape whose outline passes through each point (in the shape's own axes)."""
     if form == "cross":
         wide, narrow = np.maximum(abs(x), abs(y)), np.minimum(abs(x), abs(y))
         return np.maximum(wide, narrow / 0.3) * math.hypot(1, 0.3)
     points, inner = {"triangle": (3, 0.5), "star": (5, 0.42)}[form]
-    # Between two corners the outline is straight, or for a star, bent once half-way.
+    # Between two corners the outline is straight; that of a star bends once, half-way.
     half = math.pi / points
     angle = abs((np.arctan2(x, -y) + half) % (2 * half) - half)
     normal = math.atan2(1 - inner * math.cos(half), inner * math.sin(half))
@@ -60,12 +60,12 @@ def _gauge(form: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _turned(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Points in the shape's own axes; positive angles turn it clockwise on the screen."""
+    """Return points in the shape's own axes. Positive angles turn the shape clockwise on the screen."""
     return x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
 
 
 def _background(seed: int, size: int) -> np.ndarray:
-    """A dim slope of two colours, and grain."""
+    """Return a dim gradient between two colours, with grain: float32 `[size, size, 3]`."""
     rng = np.random.default_rng(seed)
     one, other = rng.uniform(10, 110, (2, 3))
     direction = rng.uniform(0, 2 * math.pi)

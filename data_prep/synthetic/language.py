@@ -1,4 +1,4 @@
-"""What is said and asked about the synthetic world."""
+"""Sentences and questions about the synthetic world."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ PHRASES = {
     "meet": ("meets", "comes to", "joins"),
     "leave": ("leaves", "moves away from", "parts from"),
 }
-"""The first is the plain one."""
+"""Three wordings of each action. Queries and questions use the first, the narration any of them."""
 
 OPENINGS = ("", "", "", "now ", "and ", "look ", "so ", "here ")
 ASIDES = (
@@ -37,7 +37,15 @@ COUNTS = ("no", "one", "two", "three")
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about a stretch of video (seconds), its answer, and five options of which the answer is one."""
+    """A multiple-choice question about a stretch of video.
+
+    Attributes:
+      start: Start of the stretch, seconds.
+      end: End of the stretch, seconds.
+      question: Text of the question.
+      answer: The right option.
+      options: Five options in random order, including the answer.
+    """
 
     start: float
     end: float
@@ -47,25 +55,26 @@ class Question:
 
 
 def name(character: Character) -> str:
-    """Such as 'the red star'."""
+    """Return a character's name, such as 'the red star'."""
     return f"the {character.colour} {character.form}"
 
 
 def describe(event: Event, form: int = 0) -> str:
-    """What happens, in one of three wordings."""
+    """Return a sentence that describes an event, in wording 0, 1 or 2."""
     return _sentence(event.actor, event.action, event.partner, form)
 
 
 def kinds(event: Event) -> tuple[str, str]:
-    """Two descriptions that leave something out: who acts, and what happens but for the direction of time."""
+    """Return two partial descriptions of an event: its actor alone, and all of it but the direction of time."""
     both = sorted((describe(event), _sentence(event.actor, reverse(event.action), event.partner, 0)))
     return name(event.actor), " or ".join(both)
 
 
 def narrate(rng: np.random.Generator, events: Sequence[Event], mistiming: float) -> list[tuple[float, float, str]]:
-    """What a narrator says (start and end in seconds, text), in time order.
+    """Return the narration in time order: start and end in seconds, and text.
 
-    Every event is told, up to `mistiming` seconds too early or too late; some sentences tell nothing.
+    Every event is described, up to `mistiming` seconds too early or too late. About one event in ten is followed by a
+    sentence that describes nothing.
     """
     told = []
     for event in events:
@@ -78,14 +87,14 @@ def narrate(rng: np.random.Generator, events: Sequence[Event], mistiming: float)
 
 
 def moments(scenes: Sequence[Scene]) -> list[tuple[float, float, str]]:
-    """Sentences that are true once in a video, and when."""
+    """Return the sentences that are true exactly once in a video: start and end in seconds, and text."""
     events = events_of(scenes)
     texts = [describe(event) for event in events]
     return [(event.start, event.end, text) for event, text in zip(events, texts, strict=True) if texts.count(text) == 1]
 
 
 def questions(rng: np.random.Generator, scenes: Sequence[Scene]) -> Iterator[Question]:
-    """Questions about every scene; a wrong option is always the same action backwards or in another order."""
+    """Yield up to four questions about every scene: what happens first, who acts, what comes next, and how many."""
     for scene in scenes:
         made = [_what(rng, scene), _who(rng, scene), _after(rng, scene), _count(scene)]
         for question, answer, wrong in filter(None, made):
@@ -96,6 +105,7 @@ def questions(rng: np.random.Generator, scenes: Sequence[Scene]) -> Iterator[Que
 
 
 Made = tuple[str, str, Sequence[str]] | None
+"""Question, answer and wrong options, or None where a scene has nothing of the kind to ask about."""
 
 
 def _what(rng: np.random.Generator, scene: Scene) -> Made:
@@ -110,7 +120,7 @@ def _what(rng: np.random.Generator, scene: Scene) -> Made:
 
 
 def _who(rng: np.random.Generator, scene: Scene) -> Made:
-    """Who does something that nobody else does, where others are there."""
+    """Return a question about who does something that no other character of the scene does."""
     for event in scene.events:
         doing = {other.actor for other in scene.events if other.action == event.action}
         there = [character for character in scene.poses if character != event.actor]
@@ -121,7 +131,7 @@ def _who(rng: np.random.Generator, scene: Scene) -> Made:
 
 
 def _after(rng: np.random.Generator, scene: Scene) -> Made:
-    """What comes right after an event that is there once."""
+    """Return a question about what follows an event whose description is unique in the scene."""
     texts = [describe(event) for event in scene.events]
     pairs = [
         number
@@ -142,7 +152,7 @@ def _after(rng: np.random.Generator, scene: Scene) -> Made:
 
 
 def _count(scene: Scene) -> Made:
-    """How many shapes are there in the end, which needs who came and who went."""
+    """Return a question about the number of shapes at the end, which depends on who appeared and who vanished."""
     shown = sum(pose.opacity > 0 for pose in scene.poses_at(scene.end).values())
     forms = [f"{count} shapes" for count in COUNTS] + [f"only {form}s" for form in FORMS]
     return "how many shapes are there in the end", f"{COUNTS[shown]} shapes", forms

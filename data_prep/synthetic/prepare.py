@@ -1,19 +1,19 @@
-"""Makes the synthetic world: python -m data_prep.synthetic --output DIR --train 200 --test 40 [--seconds 60]
+"""Generate the synthetic world: python -m data_prep.synthetic --output DIR --train 200 --test 40 [--seconds 60]
 
-Videos in which coloured shapes move, turn, grow, appear and meet, encoded as H.264, and all that
-a system of this library learns from, exact and by the same simulation:
+The videos show coloured shapes that move, turn, grow, appear and meet, encoded as H.264. The same simulation gives
+exact annotations for every system of this library:
 
     SPLIT/videos.csv      video_path
-    SPLIT/captions/*.csv  start, end, text: narration that is seconds off, with asides, as speech is
-    SPLIT/queries.csv     video_path, start, end, text: one moment for each thing that happens and whose reverse does
-    SPLIT/ceilings.json   R@1 on these queries of who sees only who acts, or all but the order of frames
-    SPLIT/moments.jsonl   every moment whose sentence is true once in its video (jsonl of `vlm_jax/data/annotations.py`)
-    SPLIT/narration.jsonl the narration in the same form, each sentence with the seconds around which it is said
-    SPLIT/boxes.csv       video_id, second, x1, y1, x2, y2 (in [0, 1]), action_id, character_id, as AVA
+    SPLIT/captions/*.csv  start, end, text: narration, seconds too early or too late, with asides
+    SPLIT/queries.csv     video_path, start, end, text: one moment per sentence whose reverse occurs as well
+    SPLIT/ceilings.json   upper bounds of R@1 on these queries: seeing only the actor, or all but the order of frames
+    SPLIT/moments.jsonl   every moment whose sentence is true once in its video (`jsonl` of `vlm_jax/annotations.py`)
+    SPLIT/narration.jsonl the narration in the same form, each sentence with the time at which it is said
+    SPLIT/boxes.csv       video_id, second, x1, y1, x2, y2 (in [0, 1]), action_id, character_id, as in AVA
     SPLIT/questions.csv   video_path, start, end, question, answer, option_1 to option_5
     actions.csv           action_id, name
 
-Train and test share colours, forms and actions, but no composition of the three. The same seed makes the same world.
+Train and test share colours, forms and actions, but no composition of the three. The same seed gives the same world.
 """
 
 import argparse
@@ -38,13 +38,13 @@ from vlm_jax.progress import Progress
 from vlm_jax.video.write import write_video
 
 LABELS = (*ACTIONS, "rest", "come back", "meet a friend", "leave a friend")
-"""Numbered from 1, as AVA's. The last three depend on what happened long before."""
+"""Action labels, numbered from 1 as in AVA. The last three depend on events long before."""
 
 
 def make(
     number: int, *, split: str, seed: int, seconds: float, fps: int, size: int, mistiming: float, output: str
 ) -> dict[str, list]:
-    """Makes one video with all that is known about it; rows for the split's tables."""
+    """Make one video and its caption file; return its rows of the split's tables by name."""
     rng = np.random.default_rng((seed, SPLITS.index(split), number))
     scenes = make_video(rng, split, seconds)
     name = f"{number:05d}"
@@ -68,12 +68,12 @@ def make(
 
 
 def annotation(qid: str, video: str, duration: float, start: float, end: float, text: str) -> Query:
-    """A sentence about a moment."""
+    """Return a sentence with its moment; times are rounded to 0.01 seconds."""
     return Query(qid, video, text, duration, ((round(start, 2), round(end, 2)),))
 
 
 def boxes(scenes: Sequence[Scene]) -> Iterable[tuple[object, ...]]:
-    """At every whole second: second, box, action and character of everyone who shows; one row a label."""
+    """Yield one row per whole second, visible character and label: second, x1, y1, x2, y2, action, character."""
     people: dict[Character, int] = {}
     for second in range(1, int(scenes[-1].end)):
         scene = next(scene for scene in scenes if scene.start <= second < scene.end)
@@ -92,7 +92,7 @@ def boxes(scenes: Sequence[Scene]) -> Iterable[tuple[object, ...]]:
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Writes a csv file."""
+    """Write a csv file, creating its folder."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
 
 
 def make_world(arguments: argparse.Namespace) -> None:
-    """Makes both splits; videos that are there stay."""
+    """Make both splits. Videos that exist already are kept."""
     settings = {name: getattr(arguments, name) for name in ("seed", "seconds", "fps", "size", "mistiming")}
     _check_begun(arguments.output / "world.json", settings)
     write_rows(arguments.output / "actions.csv", ("action_id", "name"), enumerate(LABELS, start=1))
@@ -123,7 +123,7 @@ def make_world(arguments: argparse.Namespace) -> None:
 def _write_tables(folder: Path, made: Sequence[Mapping[str, Sequence]]) -> None:
     moment = ("video_path", "start", "end", "text")
     tables = {name: [row for rows in made for row in rows[name]] for name in made[0]}
-    # For every sentence the first moment that shows it, if the reverse is shown too: blindness to order costs half.
+    # One query per sentence, only where its reverse is a query too: without the order of frames R@1 is at most 0.5.
     kinds = dict(zip((row[3] for row in tables["events"]), tables["kinds"], strict=True))
     both = {kind for kind, number in collections.Counter(kind for _, kind in kinds.values()).items() if number == 2}
     queries = {row[3]: row for row in reversed(tables["events"]) if kinds[row[3]][1] in both}
@@ -161,15 +161,15 @@ def _check_begun(path: Path, settings: Mapping[str, object]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", required=True, type=Path, help="folder of the world")
-    parser.add_argument("--train", type=int, default=200, help="videos (default: %(default)s)")
-    parser.add_argument("--test", type=int, default=40, help="videos (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=60, help="of each video (default: %(default)s)")
+    parser.add_argument("--output", required=True, type=Path, help="folder to write the world to")
+    parser.add_argument("--train", type=int, default=200, help="training videos (default: %(default)s)")
+    parser.add_argument("--test", type=int, default=40, help="test videos (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=60, help="least length of a video (default: %(default)s)")
     parser.add_argument("--fps", type=int, default=10)
     parser.add_argument("--size", type=int, default=64, help="height and width, even (default: %(default)s)")
-    parser.add_argument("--mistiming", type=float, default=2.5, help="how far off narration is, seconds at most")
+    parser.add_argument("--mistiming", type=float, default=2.5, help="largest shift of the narration, seconds")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args(argv)

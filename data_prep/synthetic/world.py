@@ -1,8 +1,8 @@
-"""What happens in the synthetic world: shapes that move, turn, grow, appear, vanish and meet, scene after scene.
+"""Simulation of the synthetic world: shapes that move, turn, grow, appear, vanish and meet, scene after scene.
 
-Actions come in reversible pairs: the frames of one, played backwards, are the other, so colour, place and size alone
-never tell which it was. Every colour, form and action is seen in training; of each coloured form two of the six pairs
-of actions are kept for testing.
+Actions come in reversible pairs: the frames of one, played backwards, show the other. Colour, place and size alone
+therefore never tell which it was. Every colour, form and action occurs in training. For each coloured form, two of the
+six pairs of actions are reserved for testing.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ COLOURS = {
 FORMS = ("triangle", "star", "cross")
 ACTIONS = ("right", "left", "up", "down", "clockwise", "counterclockwise", "grow", "shrink", "appear", "vanish")
 ACTIONS += ("meet", "leave")
-"""Numbers 2n and 2n + 1 are a reversible pair."""
+"""Names of the actions. Numbers 2n and 2n + 1 form a reversible pair."""
 
 PAIRS = len(ACTIONS) // 2
 SMALL, LARGE = 0.09, 0.15
-"""Radius of a shape, in sides of the picture."""
+"""Radii of shapes, as fractions of the picture's side."""
 
 SPLITS = ("train", "test")
 
@@ -39,7 +39,15 @@ class Character:
 
 @dataclasses.dataclass(frozen=True)
 class Pose:
-    """How a shape shows: centre and radius in sides of the picture, angle in radians, opacity in [0, 1]."""
+    """Position and appearance of a shape.
+
+    Attributes:
+      x: Centre from the left edge, as a fraction of the picture's side.
+      y: Centre from the top edge, as a fraction of the picture's side.
+      radius: Radius of the circle around the shape, as a fraction of the picture's side.
+      angle: Rotation, radians, clockwise on the screen.
+      opacity: Opacity in [0, 1].
+    """
 
     x: float
     y: float
@@ -50,10 +58,17 @@ class Pose:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One action, seconds from the start of the video; `partner` is with whom, if it takes two.
+    """One action of one character.
 
     Attributes:
-      friends: Whether actor and partner had met earlier in the video.
+      start: Start, seconds from the beginning of the video.
+      end: End, seconds from the beginning of the video.
+      actor: Character that acts.
+      action: One of `ACTIONS`.
+      partner: Second character of `meet` and `leave`, else None.
+      before: Pose of the actor at the start.
+      after: Pose of the actor at the end.
+      friends: If true, actor and partner had met earlier in the video.
     """
 
     start: float
@@ -68,13 +83,15 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A stretch of video between two cuts, seconds.
+    """A stretch of video between two cuts.
 
     Attributes:
-      poses: Of every character when the scene begins, in drawing order.
-      events: In order; they do not overlap.
-      returning: Who was seen in an earlier scene.
-      background: Seed of what lies behind.
+      start: Start, seconds from the beginning of the video.
+      end: End, seconds from the beginning of the video.
+      poses: Pose of every character when the scene begins, in drawing order.
+      events: Events in time order, without overlap.
+      returning: Characters that were seen in an earlier scene.
+      background: Random seed of the background.
     """
 
     start: float
@@ -85,7 +102,7 @@ class Scene:
     background: int
 
     def poses_at(self, time: float) -> dict[Character, Pose]:
-        """Where everyone is at `time` (seconds of the video)."""
+        """Return the pose of every character at `time` (seconds of the video)."""
         poses = dict(self.poses)
         for event in self.events:
             share = np.clip((time - event.start) / (event.end - event.start), 0.0, 1.0)
@@ -94,24 +111,24 @@ class Scene:
         return poses
 
     def event_at(self, time: float) -> Event | None:
-        """What happens at `time`."""
+        """Return the event at `time` (seconds of the video), None between events."""
         return next((event for event in self.events if event.start <= time < event.end), None)
 
 
 def reverse(action: str) -> str:
-    """The action that looks like this one played backwards."""
+    """Return the action that looks like this one played backwards."""
     return ACTIONS[ACTIONS.index(action) ^ 1]
 
 
 def actions_of(character: Character, split: str) -> tuple[str, ...]:
-    """What a character does in a split: the two splits share no (colour, form, action)."""
+    """Return the actions of a character in a split. The splits share no combination of colour, form and action."""
     colour, form = list(COLOURS).index(character.colour), FORMS.index(character.form)
     kept = {(colour + 2 * form) % PAIRS, (colour + 2 * form + PAIRS // 2) % PAIRS}
     return tuple(action for number, action in enumerate(ACTIONS) if (number // 2 in kept) == (split == "test"))
 
 
 def make_video(rng: np.random.Generator, split: str, seconds: float) -> list[Scene]:
-    """The scenes of a video of about `seconds`; whoever is on again later is the same character."""
+    """Return the scenes of a video that lasts at least `seconds`. Characters return in later scenes."""
     everyone = [Character(colour, form) for colour in COLOURS for form in FORMS]
     chosen = rng.permutation(len(everyone))[: min(len(everyone), 4 + int(seconds // 15))]
     cast = [everyone[number] for number in chosen]
@@ -133,12 +150,12 @@ def make_video(rng: np.random.Generator, split: str, seconds: float) -> list[Sce
 
 
 def events_of(scenes: Sequence[Scene]) -> list[Event]:
-    """All that happens in a video."""
+    """Return all events of a video in time order."""
     return [event for scene in scenes for event in scene.events]
 
 
 def _places(rng: np.random.Generator, actors: Sequence[Character], split: str) -> dict[Character, Pose]:
-    """Where a scene's characters begin: apart, or two of them side by side if one can leave."""
+    """Return the poses at the beginning of a scene: all apart, or two side by side if one of them can leave."""
     while True:
         poses: dict[Character, Pose] = {}
         for actor in actors:
@@ -167,7 +184,7 @@ def _events(
     start: float,
     met: set[frozenset[Character]],
 ) -> Iterator[Event]:
-    """Two to five events, each possible where the last one left everybody."""
+    """Yield up to five events, each possible in the poses that the previous one left; update `poses` and `met`."""
     time = start + 0.4
     done: set[tuple[Character, int]] = set()
     for _ in range(rng.integers(2, 6)):
@@ -193,7 +210,7 @@ def _events(
 def _options(
     rng: np.random.Generator, poses: dict[Character, Pose], split: str
 ) -> Iterator[tuple[Character, str, Character | None, Pose]]:
-    """Everything that someone can do now: actor, action, partner, and the pose afterwards."""
+    """Yield everything that can happen next: actor, action, partner, and the actor's pose afterwards."""
     shown = [character for character, pose in poses.items() if pose.opacity]
     for actor, pose in poses.items():
         others = [other for other in shown if other != actor]
@@ -221,7 +238,7 @@ def _options(
 
 
 def _moved(rng: np.random.Generator, pose: Pose, action: str) -> Pose | None:
-    """The pose after an action of one, if there is room for it."""
+    """Return the pose after an action without a partner, or None where it is impossible."""
     step = float(rng.uniform(0.3, 0.5))
     change = {
         "right": {"x": pose.x + step},
@@ -251,13 +268,13 @@ def _inside(pose: Pose) -> bool:
 
 
 def _free(before: Pose, after: Pose, others: Sequence[Pose]) -> bool:
-    """Whether a way keeps clear of the others and inside the picture."""
+    """Return true if a movement keeps clear of the others and ends inside the picture."""
     way = [_between(before, after, share) for share in np.linspace(0, 1, 9)]
     return _inside(after) and all(_distance(pose, other) > 0.05 for pose in way for other in others)
 
 
 def _distance(one: Pose, other: Pose) -> float:
-    """Gap between two shapes' circles."""
+    """Return the gap between the circles around two shapes, as a fraction of the picture's side."""
     return math.hypot(one.x - other.x, one.y - other.y) - one.radius - other.radius
 
 
