@@ -1,10 +1,10 @@
-"""CTRL on the synthetic world: does a small one find what a sentence tells, in films it never saw? Variants:
+"""CTRL on the synthetic world: a small model finds the moments that sentences describe, in unseen films. Variants:
 
-(default)  on the moments of 600 films
-query_blind     the same with one sentence for all moments: what is found without reading
-smoke      a few steps on synthetic batches
+(default)    trained on the moments of 600 films
+query_blind  query-blind control: the same with one sentence for all moments
+smoke        a few steps of a small model on synthetic batches
 
-`bash examples/grounding_synthetic.sh` makes the data and prints the options that say what features were made with.
+`bash examples/grounding_synthetic.sh` makes the data and prints the options that say what the features were made with.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ DATA = "runs/data/synthetic/ctrl"
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant."""
+    """Return the config of a variant."""
     config = sibling(__file__, "ctrl_tacos.py", "smoke" if variant == "smoke" else "")
     if variant == "smoke":
         return config
@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.matmul_precision = "default"
     config.data.windows = f"{DATA}/train_windows"
     config.data.queries = f"{DATA}/{'query_blind' if variant == 'query_blind' else 'moments'}"
-    # At 10 frames a second; things take 18 to 28 frames.
+    # Windows are counted at 10 frames per second; actions take 18 to 28 frames.
     config.data.context, config.data.context_size = "nearest", 16
     config.data.unique_clips = True
     config.model.dim, config.model.hidden_dim, config.model.projection_std = 256, 256, 0.05

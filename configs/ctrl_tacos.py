@@ -1,7 +1,7 @@
 """CTRL on TACoS. Variants:
 
-(default)  PaddlePaddle/models release/1.8 (`PaddleCV/video/configs/tall.yaml`): 25 epochs of batches of 56
-original   jiyanggao/TALL: biases, 20000 steps at a higher rate, no clipping, no moment twice in a batch
+(default)  PaddlePaddle/models release/1.8 (`PaddleCV/video/configs/tall.yaml`): 25 epochs, batch size 56
+original   jiyanggao/TALL: biases, 20000 steps at a higher learning rate, no clipping, no moment twice in a batch
 smoke      a few steps of a small model on synthetic batches
 """
 
@@ -13,7 +13,7 @@ VARIANTS = ("original", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant."""
+    """Return the config of a variant."""
     config = default_config()
     config.evaluate.every_epochs = 1
     config.evaluate.names = ("tacos",)
@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
                 "split": "test",
                 "thresholds": (0.1, 0.3, 0.5, 0.7),
                 "ks": (1, 5, 10),
-                # Sentences of videos without windows are left out, as the reference does, or count as wrong.
+                # If true, sentences of videos without windows count as wrong; the reference leaves them out.
                 "count_videos_without_windows": False,
             }
         }

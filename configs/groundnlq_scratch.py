@@ -1,6 +1,6 @@
 """GroundNLQ from scratch on Ego4D NLQ v2 (houzhijian/GroundNLQ, `ego4d_nlq_v2_egovlp_internvideo_1e-4.yaml`). Variants:
 
-(default)  rate 1e-4 (5e-5 on each of 2 GPUs) at a global batch of 4, 13 epochs; trained on train, judged on validation
+(default)  learning rate 1e-4 (5e-5 on each of 2 GPUs), global batch size 4, 13 epochs on train; evaluated on validation
 smoke      a few steps of a small model on synthetic batches
 
 The other configs of this system start from this one.
@@ -14,9 +14,9 @@ VARIANTS = ("smoke",)
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant."""
+    """Return the config of a variant."""
     config = default_config()
-    # The best epoch lies in the middle: each is evaluated, and the best ones stay.
+    # The best epoch lies in the middle of the run: each is evaluated, and the best checkpoints stay.
     config.checkpoint.keep_best, config.checkpoint.best_metric = 3, "validation/mean_R1"
     config.evaluate.every_epochs, config.evaluate.names = 1, ("validation",)
     config.moments = ConfigDict({"validation": evaluation("validation")})
@@ -26,13 +26,13 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def evaluation(split: str) -> dict[str, object]:
-    """An entry of `config.moments`."""
+    """Return an entry of `config.moments` for a split of Ego4D NLQ."""
     places = {"features": "data/ego4d/features", "queries": "data/ego4d/queries", "split": split}
     return {**places, "thresholds": (0.3, 0.5), "ks": (1, 5)}
 
 
 def make_small(config: ConfigDict) -> None:
-    """A small model, a few steps, synthetic batches."""
+    """Change a config to a few steps of a small model on synthetic batches."""
     config.epochs, config.steps, config.log_every = 0, 6, 1
     config.batch_size, config.batch_groups = 2, 2
     config.data.synthetic, config.data.buckets = True, (64,)

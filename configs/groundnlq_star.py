@@ -1,11 +1,12 @@
-"""GroundNLQ*, whose pyramid sees the words in every block (36,080,266 parameters). Variants, each as the config of the
-plain model states it:
+"""GroundNLQ*, whose pyramid attends to the words in every block (36,080,266 parameters).
+
+Variants, each with the settings of the plain model's config:
 
 (default)       from scratch
 pretrain        on narrations
 finetune        on train, from a pre-trained GroundNLQ*
 train_val       the same on train and validation together
-test_inference  answers the test split
+test_inference  predictions for the test split
 smoke           a few steps of a small model on synthetic batches
 """
 
@@ -25,7 +26,7 @@ VARIANTS = tuple(FILES)[1:]
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant."""
+    """Return the config of a variant."""
     config = sibling(__file__, *FILES[variant])
     config.model.cross_blocks, config.model.plain_blocks = config.model.plain_blocks, 0
     if config.init_from:

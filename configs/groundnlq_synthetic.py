@@ -1,13 +1,13 @@
-"""GroundNLQ on the synthetic world: does a small one find what a sentence tells, in films it never saw? Variants:
+"""GroundNLQ on the synthetic world: a small model finds the moments that sentences describe, in unseen films. Variants:
 
-(default)  from scratch, on 240 moments of 16 films
-pretrain   on what a narrator says, seconds off, in all 600 films
-finetune   from a pre-trained one (config.init_from), on the same moments as from scratch
-query_blind     on the moments of all films, whose sentences all read the same: what is found without reading
-short      on 480 moments of a smaller world, for the quickstart
-smoke      a few steps of a smaller model on synthetic batches
+(default)    from scratch, on 240 moments of 16 films
+pretrain     on narration that is seconds off, in all 600 films
+finetune     from a pre-trained model (config.init_from), on the same moments as from scratch
+query_blind  query-blind control: on the moments of all films, with one sentence for all of them
+short        on 480 moments of a smaller world, for the quickstart
+smoke        a few steps of a smaller model on synthetic batches
 
-`bash examples/grounding_synthetic.sh` makes the data and prints the options that say what features were made with.
+`bash examples/grounding_synthetic.sh` makes the data and prints the options that say what the features were made with.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +19,7 @@ DATA = "runs/data/synthetic/groundnlq"
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant."""
+    """Return the config of a variant."""
     config = sibling(__file__, "groundnlq_scratch.py", "smoke" if variant == "smoke" else "")
     if variant == "smoke":
         return config
@@ -36,7 +36,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.features = f"{data}/train_clips"
     config.data.queries = f"{data}/{train}"
     config.data.jitter = variant == "pretrain"
-    # Films last 60 to 76 seconds; a position is 0.4 seconds.
+    # Films last 60 to 76 seconds, and positions are 0.4 seconds apart.
     config.data.buckets, config.model.max_length = (208,), 208
     config.text.max_tokens = 16
     config.model.dim = config.model.head_dim = 64

@@ -1,9 +1,9 @@
 """MIL-NCE on HowTo100M. Variants:
 
-(default)  300 epochs, global batch 1024 on 16 processes: the longer published PyTorch run
-short      150 epochs, global batch 512 on 8 processes
-paper      32 frames at 200 x 200 and statistics over the whole batch, as the paper's TPU runs
-smoke      a few steps of a narrow network on synthetic batches
+(default)  300 epochs, global batch size 1024 on 16 processes: the longer of the published PyTorch runs
+short      150 epochs, global batch size 512 on 8 processes
+paper      32 frames of 200 x 200 pixels and batch statistics over the whole batch, as in the paper's TPU runs
+smoke      a few steps of a small model on synthetic batches
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config()
     config.checkpoint.keep_best = 1
     config.checkpoint.best_metric = "youcook2/R@10"
-    # Without YouCook2: --config.evaluate.names="()" --config.checkpoint.keep_best=0
+    # To train without YouCook2: --config.evaluate.names="()" --config.checkpoint.keep_best=0
     config.evaluate.names = ("youcook2",)
     config.evaluate.every_epochs = 2
     config.retrieval = ConfigDict(
@@ -27,7 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
             "msrvtt": {"directory": "data/msrvtt", "split": "test", "windows": 10, "frame_order": "filmed"},
         }
     )
-    # The reference means to add mirrored windows but loses them: flipped adds them.
+    # The reference intends to add mirrored windows but drops them by mistake. If true, `flipped` adds them.
     config.linear = ConfigDict(
         {"hmdb51": {"directory": "data/hmdb51", "split": "videos", "windows": 10, "flipped": False}}
     )

@@ -1,7 +1,7 @@
-"""MIL-NCE in miniature on the packaged clips: the whole pipeline in minutes, on a laptop's CPU. Variants:
+"""MIL-NCE on the packaged clips: the whole pipeline in minutes on a laptop's CPU. Variants:
 
 (default)  a small S3D, a few hundred steps
-smoke      a few steps on synthetic batches
+smoke      a few steps of a smaller model on synthetic batches
 """
 
 from ml_collections import ConfigDict

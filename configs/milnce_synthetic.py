@@ -1,10 +1,10 @@
-"""MIL-NCE on the synthetic world: does a small S3D learn what happens from narration that is seconds off? Variants:
+"""MIL-NCE on the synthetic world: a small S3D learns actions from narration that is seconds off. Variants:
 
-(default)  four candidates a clip; --config.clips.num_candidates=1 is ordinary contrastive training
+(default)  four candidates per clip; --config.clips.num_candidates=1 is ordinary contrastive training
 short      300 steps, for the quickstart
-smoke      a few steps on synthetic batches
+smoke      a few steps of a smaller model on synthetic batches
 
-In the synthetic world left and right, and forwards and backwards, mean something: clips are never mirrored.
+Clips are never mirrored, since left and right mean something in the synthetic world.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ VARIANTS = ("short", "smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The config of a variant."""
+    """Return the config of a variant."""
     smoke, short = variant == "smoke", variant == "short"
     config = sibling(__file__, "milnce_quickstart.py", "smoke" if smoke else "")
     config.clips.num_candidates, config.clips.random_flip = 4, False

@@ -1,4 +1,4 @@
-"""Features of a person's video and sentences, made just as the features that a model was trained on."""
+"""Features of videos and sentences, made in the same way as those that a model was trained on."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -13,14 +13,14 @@ from vlm_jax.text_features import EncodedText, TextSettings
 
 
 class Extractor:
-    """Loads the checkpoints that made a run's features when they are first needed.
+    """Feature extractor that loads the encoders of a run's features when they are first needed.
 
     Args:
-      data: `config.data` of the run: its `video_features` and `text_features` say what made them.
-      load: Checkpoint -> predictor (`inference.load`).
-      video_checkpoint: Where the video encoder lies now, if it was moved.
-      text_checkpoint: Where the text encoder lies now, if it was moved.
-      vocabulary: Word list of the text encoder, where its config names none.
+      data: `config.data` of the run; its `video_features` and `text_features` say what made the features.
+      load: Function from a checkpoint to its predictor (`inference.load`).
+      video_checkpoint: Path of the video encoder's checkpoint, if it was moved.
+      text_checkpoint: Path of the text encoder's checkpoint, if it was moved.
+      vocabulary: Path of the text encoder's word list, if its config names none.
     """
 
     def __init__(
@@ -40,29 +40,29 @@ class Extractor:
 
     @property
     def video_settings(self) -> Settings:
-        """What the features of videos were made with.
+        """Return the settings that the features of videos were made with.
 
         Raises:
-          FeatureError: where the model was trained on features that its reference published.
+          FeatureError: If the model was trained on features that its reference published.
         """
         return Settings(**self._stated("video"))
 
     @property
     def text_settings(self) -> TextSettings:
-        """What the features of sentences were made with; raises as `video_settings` does."""
+        """Return the settings that the features of sentences were made with; raises as `video_settings` does."""
         return TextSettings(**self._stated("text"))
 
     @property
     def makes_text(self) -> bool:
-        """Whether the features of sentences can be made here."""
+        """Return true if the features of sentences can be made here."""
         return bool(self._data.text_features)
 
     def video(self, path: str | Path) -> np.ndarray:
         """Return the features of a whole video, `[N, C]`, one row per window.
 
         Raises:
-          VideoError: where the file cannot be used.
-          FeatureError: where the features cannot be made here.
+          VideoError: If the file cannot be used.
+          FeatureError: If the features cannot be made here.
         """
         settings = self.video_settings
         wanted = {key: getattr(settings, key) for key in ("layer", "window", "stride", "fps", "size", "crop")}
@@ -72,7 +72,7 @@ class Extractor:
         """Return the features of sentences by name.
 
         Raises:
-          FeatureError: where they cannot be made here.
+          FeatureError: If the features cannot be made here.
         """
         settings = self.text_settings
         return self._encoder("text", settings).text_features(sentences, settings.layer)

@@ -1,4 +1,4 @@
-"""Pictures of results (needs the extra `figures`)."""
+"""Figures of results (needs the extra `figures`)."""
 
 import glob
 import json
@@ -13,16 +13,22 @@ from vlm_jax.errors import ConfigError, MissingPackageError
 GREEN, GREY, BLUE = "#1a7f37", "#57606a", "#0969da"
 DPI = 150
 WIDTH = 14.0
-"""Inches."""
+"""Width of a figure, inches."""
 SHOWN = 5
-"""Moments of a sentence that are drawn."""
+"""Number of moments drawn per sentence."""
 
 
 def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> int:
-    """Draw queries, evenly taken, each with the middle frames of its three best items; return the number of all.
+    """Draw queries at even intervals, each with frames of its three best items; return the number of all queries.
+
+    Args:
+      results: File of rankings, written by evaluation.
+      videos: Folder of the videos.
+      output: Picture to write.
+      count: Number of queries to draw.
 
     Raises:
-      ConfigError: where the rankings are missing.
+      ConfigError: If the rankings are missing.
     """
     plt = _pyplot()
     if not results.is_file():
@@ -72,18 +78,18 @@ def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> int
 
 
 def draw_timeline(lines: Sequence[Mapping[str, Any]], videos: Path, output: Path, count: int) -> None:
-    """Draw sentences, evenly taken: frames along the video, the truth where it is known, and the ranked moments.
+    """Draw sentences at even intervals, each with frames of its video, the truth if it is known, and ranked moments.
 
-    A mark says that a moment and the truth overlap by half or more (intersection over hull).
+    A check mark says that a moment overlaps the truth by half or more (intersection over hull).
 
     Args:
       lines: One per sentence: `video`, `query`, `seconds` `[[start, end, score], ...]` and, where known, `truth`.
       videos: Folder of the videos; a line's `video` may lack the ending.
       output: Picture to write.
-      count: How many sentences.
+      count: Number of sentences to draw.
 
     Raises:
-      ConfigError: where moments are not in seconds, or a video is missing.
+      ConfigError: If moments are not in seconds, or a video is missing.
     """
     plt = _pyplot()
     if not lines or not all("seconds" in line for line in lines):
@@ -130,12 +136,12 @@ def draw_timeline(lines: Sequence[Mapping[str, Any]], videos: Path, output: Path
 
 
 def shorten(text: str, most: int) -> str:
-    """Return a text of at most so many characters, cut with an ellipsis."""
+    """Return a text cut to at most `most` characters, with an ellipsis if it was cut."""
     return text if len(text) <= most else text[: most - 1].rstrip() + "\u2026"
 
 
 def _draw_strip(axes: Any, path: Path, aspect: float) -> float:
-    """Draw as many square frames along a video as a strip of this width over height holds, and return its seconds."""
+    """Draw square frames along a video to fill a strip of this aspect (width over height); return its seconds."""
     from vlm_jax.video import decode
 
     seconds, frames = decode.probe(path).duration, max(1, round(aspect))
@@ -147,10 +153,10 @@ def _draw_strip(axes: Any, path: Path, aspect: float) -> float:
 
 
 def _video(folder: Path, name: str) -> Path:
-    """The file of a video, whose name may lack the ending.
+    """Return the file of a video, whose name may lack the ending.
 
     Raises:
-      ConfigError: where there is none.
+      ConfigError: If there is no such file.
     """
     for path in (folder / name, *sorted(folder.glob(f"{glob.escape(name)}.*"))):
         if path.is_file():
@@ -170,7 +176,7 @@ def _pyplot() -> Any:
 
 
 def _frames(path: Path, item: dict, count: int) -> list[np.ndarray]:
-    """Frames from the middles of equal parts of an item."""
+    """Return one frame uint8 `[160, 160, 3]` from the middle of each of `count` equal parts of an item."""
     from vlm_jax.video import decode
 
     times = item["start"] + (np.arange(count) + 0.5) / count * (item["end"] - item["start"])

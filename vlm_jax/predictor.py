@@ -1,4 +1,4 @@
-"""What all predictors share: a restored checkpoint, its compiled functions, and the forms of their answers."""
+"""Base of all predictors: a restored checkpoint, its compiled functions, and the forms of requests and answers."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from vlm_jax.types import Batch, Outputs, Variables
 
 
 class Moment(NamedTuple):
-    """A stretch of a video that answers a sentence: start and end in seconds, and a score."""
+    """Stretch of a video that answers a sentence: start and end in seconds, and a score."""
 
     start: float
     end: float
@@ -21,12 +21,12 @@ class Moment(NamedTuple):
 
 
 class Predictions(NamedTuple):
-    """Answers to the requests of a person.
+    """Answers to requests.
 
     Attributes:
       lines: One JSON object per sentence: qid, video, query, and `seconds` `[[start, end, score], ...]`, best first.
-      files: Text of further files by name, such as the reference's own form.
-      missing: What could not be answered: its name, the reason (the same for all alike), and what was found.
+      files: Text of further files by name, such as predictions in the reference's format.
+      missing: Requests without an answer: name, reason (one text per kind of reason), and what was found.
     """
 
     lines: list[dict[str, Any]]
@@ -35,25 +35,25 @@ class Predictions(NamedTuple):
 
 
 Request = Mapping[str, Any]
-"""A video by name (`video`), and where one sentence is asked about `query`, `qid`, and `vector` where it is at hand
-already, with `source`, what made it (`text_features.TextSettings.source`). Without a sentence it stands for all
-sentences that the prepared data have of the video."""
+"""Question about a video, by key: `video`, its name; `query`, the sentence; `qid`, the sentence's name; `vector`, its
+features if they exist, with `source`, what made them (`text_features.TextSettings.source`). Without a sentence, all
+sentences of the video in the prepared data are asked."""
 
 
 class Predictor:
-    """A restored checkpoint of a system; its subclasses are what `inference.load` returns.
+    """Restored checkpoint of a system; `inference.load` returns an instance of a subclass.
 
     Attributes:
-      config: Of the run that made it.
+      config: Config of the run that wrote the checkpoint.
       variables: Parameters and model state, on the device.
     """
 
     def __init__(self, config: ConfigDict, variables: Variables) -> None:
-        # Placed once: restored arrays are the host's, and would be copied at every call.
+        # Placed once: restored arrays lie on the host, and would be copied at every call.
         self.config, self.variables = config, jax.device_put(variables)
 
     def compile(self, function: Callable[[Variables, Batch], Outputs]) -> Callable[[Variables, Batch], Outputs]:
-        """Return the function jitted, with the products of the precision that the run asked for."""
+        """Return the function jitted, with matrix products in the precision of the run (`config.matmul_precision`)."""
 
         def run(variables: Variables, batch: Batch) -> Outputs:
             with jax.default_matmul_precision(self.config.matmul_precision):
@@ -62,17 +62,17 @@ class Predictor:
         return jax.jit(run)
 
     def fingerprint(self) -> str:
-        """Return a digest (SHA-256) of the names, shapes and values of all variables: equal weights, equal text."""
+        """Return the SHA-256 digest of the names, shapes and values of all variables."""
         return fingerprint(self.variables)
 
 
 def moments_of(rows: Sequence[Sequence[float]]) -> list[Moment]:
-    """Return rows of start, end and score as moments."""
+    """Return rows of start, end (seconds) and score as moments."""
     return [Moment(*map(float, row[:3])) for row in rows]
 
 
 def row_batches(name: str, rows: np.ndarray, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the rows of an array as batches `{name: [B, ...], mask, index}` of one size, the last one padded."""
+    """Yield the rows of an array `[N, ...]` as padded batches: `name` `[B, ...]`, `mask` `[B]` and `index` `[B]`."""
     for begin in range(0, len(rows), batch_size):
         part = rows[begin : begin + batch_size]
         padded = np.zeros((batch_size, *rows.shape[1:]), rows.dtype)
@@ -84,10 +84,13 @@ def row_batches(name: str, rows: np.ndarray, batch_size: int) -> Iterator[dict[s
 def encode_requests(
     requests: Sequence[Request], extractor: Extractor
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
-    """Give raw sentences the features that the model was trained on, where these can be made here.
+    """Add features to the sentences of requests, of the kind that the model was trained on.
+
+    Requests stay as they are if the features cannot be made here.
 
     Returns:
-      The requests, sentences with `vector` and `source`; and sentences without a known word, as `Predictions.missing`.
+      The requests, whose sentences have `vector` and `source`; and the sentences without a known word, in the form of
+      `Predictions.missing`.
     """
     requests = [dict(request) for request in requests]
     wanted = {

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress of long jobs: a bar on a terminal, a line every ten seconds elsewhere."""
 
 import sys
 
@@ -8,12 +8,12 @@ LINE = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]
 
 
 class Progress(tqdm):
-    """Shows how far a long job is. Use as a context manager.
+    """Progress of a long job, used as a context manager.
 
     Args:
-      label: What is being done.
-      total: Number of items, None where it is not known.
-      enabled: False on every process but one.
+      label: Name of the job.
+      total: Number of items, None if it is not known.
+      enabled: If true, progress is shown; false on every process but one.
       start: Number of items that an earlier run has done.
     """
 
@@ -28,13 +28,13 @@ class Progress(tqdm):
         super().__init__(desc=label, total=total, initial=start, disable=not enabled, miniters=1, **form)
 
     def advance(self, items: int = 1, note: str = "") -> None:
-        """Count items as done, with a note on the last of them."""
+        """Count `items` more items as done and show a note on the last one."""
         if note:
             self.set_postfix_str(note, refresh=False)
         self.update(items)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Write the bar, or a line; tqdm calls it when it is time."""
+        """Write the bar or the line; tqdm calls this method when an update is due."""
         if self.terminal:
             super().display(msg, pos)
         else:
@@ -42,7 +42,7 @@ class Progress(tqdm):
             self.fp.flush()
 
     def close(self) -> None:
-        """Show how far the job came; the context manager calls it."""
+        """Show the last state of the job; the context manager calls this method."""
         if not self.terminal and not self.disable:
             self.display()
             self.disable = True

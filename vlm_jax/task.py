@@ -1,4 +1,4 @@
-"""What the training and evaluation loops know of a system."""
+"""Interface of a system: all that the training and evaluation loops know of it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +12,15 @@ from vlm_jax import config as configs
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, PyTree, Sink, Variables
 
 PartitionRules = Sequence[tuple[str, jax.sharding.PartitionSpec]]
-"""(regular expression on 'a/b/kernel', how it is sharded); the first match wins, no match replicates."""
+"""Pairs of a regular expression on names such as 'a/b/kernel' and a sharding; the first match wins, else replicated."""
 
 
 class Aux(NamedTuple):
-    """What a loss gives beside its value.
+    """Results of a loss function beside the loss.
 
     Attributes:
-      metrics: Scalars, averaged over the logging window.
-      model_state: The new model state.
+      metrics: Scalars by name, averaged over the steps between two log lines.
+      model_state: New model state.
     """
 
     metrics: dict[str, jax.Array]
@@ -29,20 +29,21 @@ class Aux(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluator:
-    """One protocol on one data set.
+    """Evaluation of a system by one protocol on one data set.
 
     Attributes:
-      data: Finite pipeline of padded batches with `mask` [B] and `index` [B], equally many on every process; its
-        `epoch_examples` is the number of items, and each of these comes once.
-      predict_fn: Function from a batch to its outputs, batch axis first; jitted by the loop.
-      sink: Where outputs that are larger than memory go, as they come, under the results folder. The outputs of all
-        items are then what `Sink.finish` returns. Without a sink, or without a folder, they are collected in memory:
-        on process 0, and on every process only if there is a `score_fn`.
-      score_fn: Device work over the outputs of all items, ordered by index, in blocks (`train.scoring`). Every process
-        calls it, since all devices of the mesh take part; what it returns, host arrays, counts on process 0 alone.
-      summarize: Metrics of the outputs of all items and of `score_fn`; numpy, on process 0.
-      write: Puts predictions under the results folder; on process 0.
-      protocol: What a reader needs to know to trust the numbers; written beside them.
+      data: Function that opens a finite pipeline of padded batches with `mask` `[B]` and `index` `[B]`. Every process
+        gets the same number of batches. `epoch_examples` is the number of items, and each item comes once.
+      predict_fn: Function from variables and a batch to outputs with the batch axis first; jitted by the loop.
+      sink: Function from the results folder to a writer of outputs that are larger than memory. `Sink.finish` then
+        returns the outputs of all items. Without a sink, or without a folder, outputs are collected in memory: on
+        process 0, or on every process if there is a `score_fn`.
+      score_fn: Function from the outputs of all items, ordered by index, to further outputs, computed on the devices in
+        blocks (`train.scoring`). Every process calls it, since all devices of the mesh take part. It returns host
+        arrays, and only those of process 0 are used.
+      summarize: Function from the outputs of all items and of `score_fn` to metrics; numpy, on process 0.
+      write: Function that writes predictions into the results folder, on process 0.
+      protocol: Facts that a reader needs to judge the metrics; written beside them.
     """
 
     data: Callable[[DataShard], Pipeline]
@@ -59,18 +60,18 @@ class Task:
     """One system, as plain functions.
 
     Attributes:
-      name: The stem.
+      name: Name of the system.
       batch_specs: Shapes and types of the global training batch, one entry per length bucket.
-      init: Variables from a key and a batch.
-      loss_fn: (params, model_state, batch, key) -> (loss, Aux); sees the global batch.
-      train_data: Endless pipeline of full batches.
-      evaluators: By name.
-      encoders: By name: what extraction, prediction and the Python interface use.
-      partition_rules: How parameters are sharded.
-      after_init: Changes the variables of a new run once, after every source of `config.init_from` was read: word
-        tables from files, momentum encoders as copies of the loaded encoders. Not called on a resume.
-      run_state: Collections of the model state that belong to a run, not to the model: a resumed run takes them from
-        its checkpoint, and nothing else does.
+      init: Function from a key and a batch to variables.
+      loss_fn: Function `(params, model_state, batch, key) -> (loss, Aux)` on the global batch.
+      train_data: Function that opens an endless pipeline of full batches.
+      evaluators: Evaluators by name.
+      encoders: Functions for extraction, prediction and the Python interface, by name.
+      partition_rules: Sharding of the parameters.
+      after_init: Function that changes the variables of a new run once, after every source of `config.init_from` was
+        read: word tables from files, momentum encoders as copies of the loaded encoders. Not called for a resumed run.
+      run_state: Collections of the model state that belong to a run, not to the model. Only a resumed run reads them
+        from its checkpoint.
     """
 
     name: str
@@ -85,12 +86,12 @@ class Task:
     run_state: tuple[str, ...] = ()
 
     def abstract_variables(self) -> Variables:
-        """Shapes and types of the model's variables, without `run_state`; nothing is allocated."""
+        """Return shapes and types of the model's variables, without `run_state`; nothing is allocated."""
         specs = next(iter(self.batch_specs.values()))
         found = jax.eval_shape(self.init, jax.random.key(0), specs)
         return {name: tree for name, tree in found.items() if name not in self.run_state}
 
 
 def get_task(config: ConfigDict) -> Task:
-    """The task that `config.task` names."""
+    """Return the task that `config.task` names."""
     return configs.system_module(config.task, "task").make_task(config)

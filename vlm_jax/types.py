@@ -1,4 +1,4 @@
-"""Types that every part may use; numpy only.
+"""Types that every part of the library may use; numpy only.
 
 Shape letters in docstrings:
 
@@ -15,24 +15,24 @@ import numpy as np
 
 PyTree = Any
 Batch = Mapping[str, Any]
-"""Arrays by name, each with the examples first."""
+"""Arrays by name, each with the batch axis first."""
 Outputs = Mapping[str, Any]
 Variables = Mapping[str, Any]
-"""Flax variables: `params` and the collections of the model state beside it."""
+"""Flax variables: `params` and the collections of the model state."""
 Params = Mapping[str, Any]
 ModelState = Mapping[str, Any]
-"""What is not trained but has memory: `batch_stats`, `frozen`, ..."""
+"""Collections of variables that are not trained, such as `batch_stats` and `frozen`."""
 
 
 @dataclass(frozen=True)
 class DataShard:
-    """The part of every global batch that one process supplies.
+    """Part of every global batch that one process supplies.
 
     Attributes:
-      index: This process, from 0.
+      index: Index of the process, from 0.
       count: Number of processes.
-      batch_size: Examples of the global batch.
-      seed: Of the data order and the augmentations.
+      batch_size: Number of examples in the global batch, B.
+      seed: Seed of the data order and the augmentations.
     """
 
     index: int = 0
@@ -42,44 +42,49 @@ class DataShard:
 
     @property
     def local_batch_size(self) -> int:
-        """Examples that this process supplies."""
+        """Return the number of examples that this process supplies to a batch."""
         return self.batch_size // self.count
 
 
 class Pipeline(Protocol):
-    """A stream of numpy batches with a place that one integer describes."""
+    """Stream of numpy batches whose position is one integer."""
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Batches of this process's part, from the current position on."""
+        """Yield this process's part of every batch, from the current position on."""
 
     def epoch_examples(self) -> int:
-        """Examples of one pass over the data, over all processes; 0 where there is no such thing."""
+        """Return the number of examples in one pass over the data, over all processes; 0 for data without an end."""
 
     def position(self) -> int:
-        """Examples handed out so far, counted over all processes."""
+        """Return the number of examples yielded so far, over all processes."""
 
     def restore(self, position: int) -> None:
-        """Makes the next iteration begin after that many examples."""
+        """Make the next iteration begin after `position` examples."""
 
 
 class Sink(Protocol):
-    """Where an evaluation writes outputs that are larger than memory, batch by batch and process by process."""
+    """Writer of evaluation outputs that are larger than memory, one part per batch and process."""
 
     def resume(self, evaluation: Mapping[str, Any]) -> int:
-        """Return how many batches, from the first, this process has written already.
+        """Return the number of batches, from the first on, that this process has already written.
 
         Args:
-          evaluation: What is evaluated and how, as JSON values; parts that another evaluation wrote are an error.
+          evaluation: Description of the evaluation in JSON values; parts of another evaluation are rejected.
         """
 
     def write(self, number: int, index: np.ndarray, outputs: Outputs) -> None:
-        """Write this process's part of batch `number`, completely or not at all: items `index` [n], outputs [n, ...].
+        """Write this process's part of batch `number`, completely or not at all.
 
-        A part that has been written already stays.
+        A part that has already been written stays.
+
+        Args:
+          number: Number of the batch, from 0.
+          index: Indices of the items, `[n]`.
+          outputs: Outputs of the items, `[n, ...]` each.
         """
 
     def finish(self, total: int) -> Outputs:
-        """Merge the parts of all processes and return the outputs of items 0 to `total` - 1, in order, not in memory.
+        """Merge the parts of all processes and return the outputs of items 0 to `total` - 1 in order, memory-mapped.
 
         All processes call it after their last batch.
         """

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 
 
 def mil_nce(video: jax.Array, text: jax.Array) -> jax.Array:
-    """MIL-NCE (Miech et al. 2020, equation 1): each video against a bag of K candidate sentences.
+    """Return the MIL-NCE loss of videos that have K candidate sentences each (Miech et al. 2020, equation 1).
 
-    With S[i, j, k] = v_i . t_jk, the loss is the mean over i of D_i - N_i: N_i is the log-sum-exp of S[i, i, :], D_i
-    that of S[i, :, :] and S[:, i, :] together. The positives stand in both halves of D_i, as in the reference, so the
-    loss is at least log 2 (antoine77340/MIL-NCE_HowTo100M, loss.py).
+    With S[i, j, k] = v_i . t_jk, the loss is the mean over i of D_i - N_i. N_i is the log-sum-exp of S[i, i, :], and
+    D_i is that of S[i, :, :] and S[:, i, :] together. The positives occur in both parts of D_i, as in the reference, so
+    the loss is at least log 2 (antoine77340/MIL-NCE_HowTo100M, loss.py).
 
     Args:
-      video: `[B, D]`, the global batch.
-      text: `[B*K, D]`; row `i*K + k` is candidate k of video i.
+      video: Video embeddings of the global batch, `[B, D]`.
+      text: Sentence embeddings, `[B*K, D]`; row `i*K + k` is candidate k of video i.
 
     Returns:
       A scalar, at least float32.

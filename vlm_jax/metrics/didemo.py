@@ -1,4 +1,4 @@
-"""DiDeMo's own metrics: several annotators, and those who disagree with the others do not count (numpy)."""
+"""Metrics of DiDeMo, whose queries have several annotators; those who disagree do not count (numpy)."""
 
 from collections.abc import Sequence
 
@@ -7,18 +7,21 @@ import numpy as np
 from vlm_jax.metrics.moments import hull_overlap
 
 ANNOTATORS = 3
-"""So many of the (mostly four) annotators' moments count, those that fit a prediction best."""
+"""Number of annotators (of mostly four) whose moments count: those that fit a prediction best."""
 
 
 def metrics(predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> dict[str, float]:
-    """Rank@1, Rank@5 and mIoU of LisaAnne/LocalizingMoments, in percent, under `didemo/`.
+    """Return Rank@1, Rank@5 and mIoU as LisaAnne/LocalizingMoments computes them, in percent.
 
-    A truth's rank is the place of the first prediction that is just it (predictions have to consist of whole segments
-    for that), and a query counts if the mean of its best ranks is K or less.
+    The rank of a truth is the place of the first prediction that equals it, so predictions have to consist of whole
+    segments. A query is a hit at K if the mean of its `ANNOTATORS` best ranks is K or less.
 
     Args:
-      predictions: N of `[K, 2 or more]`, seconds, best first.
-      truths: N of `[M, 2]`, one an annotator.
+      predictions: Predictions of N queries, best first, each `[K, 2 or more]` (start, end), seconds.
+      truths: Truths of the queries, each `[M, 2]` (start, end), seconds, one row per annotator.
+
+    Returns:
+      `didemo/Rank@1`, `didemo/Rank@5` and `didemo/mIoU`.
     """
     ranks, overlaps = [], []
     for found, truth in zip(predictions, truths, strict=True):

@@ -1,7 +1,7 @@
-"""Scoring moments: recall among the first K at thresholds of overlap (numpy, float64).
+"""Metrics of moment retrieval: recall at K by IoU threshold, mIoU and mAP (numpy, float64).
 
-A question's predictions are `[K, 2 or more]` start, end and whatever follows, best first; its truths `[2]` or, where
-several are right, `[M, 2]`. The unit of time does not matter.
+The predictions of a question are `[K, 2 or more]` (start, end, any further columns), best first. Its truth is `[2]` or,
+where several moments are right, `[M, 2]`. Any unit of time will do.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 
 MEAN_THRESHOLDS = (0.3, 0.5)
-"""Overlaps over which the Ego4D challenge averages recall, whatever others are reported."""
+"""IoU thresholds over which the Ego4D challenge averages recall, whichever others are reported."""
 
 
 def hull_overlap(predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """Length of the intersection over that from the first start to the last end.
+    """Return the length of the intersection over that of the hull (from the first start to the last end).
+
+    For segments that overlap, this is the IoU.
 
     Args:
-      predictions: `[..., 2]`.
-      truths: `[..., 2]`, of a shape that fits.
+      predictions: Segments, `[..., 2]`.
+      truths: Segments, `[..., 2]`, of a shape that broadcasts with `predictions`.
 
     Returns:
-      `[...]`, NaN where both are one and the same instant.
+      `[...]`, NaN where the hull has length 0.
     """
     predictions, truths = np.asarray(predictions, np.float64), np.asarray(truths, np.float64)
     last_start = np.maximum(predictions[..., 0], truths[..., 0])
@@ -32,7 +34,7 @@ def hull_overlap(predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
 
 
 def best_overlaps(predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """Overlap `[K]` of each prediction with the truth that it fits best; 0 where there is none (NaN)."""
+    """Return the overlap `[K]` of each prediction with the truth that it fits best; NaN becomes 0."""
     predictions = np.asarray(predictions, np.float64)
     predictions = predictions.reshape(len(predictions), -1 if predictions.size else 2)[:, :2]
     truths = np.asarray(truths, np.float64).reshape(-1, 2)
@@ -42,13 +44,16 @@ def best_overlaps(predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
 def hits(
     overlaps: Sequence[np.ndarray], thresholds: Sequence[float], ks: Sequence[int], *, strict: bool = True
 ) -> np.ndarray:
-    """Whether any of the first K predictions overlaps enough: bool `[len(thresholds), len(ks), N]`.
+    """Return which questions have a prediction among their first K that overlaps enough.
 
     Args:
-      overlaps: For each of N questions `[any]`, best prediction first; fewer than K are judged as they are.
-      thresholds: Of overlap.
-      ks: K.
-      strict: Whether the overlap must be more than the threshold, not just as much.
+      overlaps: Overlaps of the predictions of N questions, best prediction first; there may be fewer than K.
+      thresholds: Thresholds of the overlap.
+      ks: Numbers of predictions that count, K.
+      strict: If true, the overlap must exceed the threshold; else it may equal it.
+
+    Returns:
+      bool `[len(thresholds), len(ks), N]`.
     """
     found = np.zeros((len(thresholds), len(ks), len(overlaps)), bool)
     for number, overlap in enumerate(overlaps):
@@ -66,13 +71,13 @@ def recall_table(
     *,
     strict: bool = True,
 ) -> np.ndarray:
-    """Share of questions with a hit, `[len(thresholds), len(ks)]`; see `hits`."""
+    """Return recall at K, the share of questions with a hit: `[len(thresholds), len(ks)]`; see `hits`."""
     overlaps = [best_overlaps(*pair) for pair in zip(predictions, truths, strict=True)]
     return hits(overlaps, thresholds, ks, strict=strict).mean(-1)
 
 
 def mean_top_overlap(predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
-    """mIoU: the mean overlap of first predictions, 0 for a question without any."""
+    """Return the mIoU: the mean overlap of the first predictions, 0 for a question without any."""
     overlaps = [best_overlaps(*pair) for pair in zip(predictions, truths, strict=True)]
     return float(np.mean([overlap[0] if len(overlap) else 0.0 for overlap in overlaps]))
 
@@ -80,16 +85,19 @@ def mean_top_overlap(predictions: Sequence[np.ndarray], truths: Sequence[np.ndar
 def average_precisions(
     predictions: np.ndarray, truths: np.ndarray, thresholds: Sequence[float], most: int = 10
 ) -> np.ndarray:
-    """Average precision of a question with several right moments, `[len(thresholds)]` (QVHighlights, Lei et al. 2021).
+    """Return the average precision of a question with several right moments (QVHighlights, Lei et al. 2021).
 
-    Every truth is found once, by the first prediction that overlaps it enough and no free one more; of the precisions
-    at a truth and behind it the best counts.
+    Predictions are matched in order: each takes the free truth that it overlaps most, if it overlaps it enough. The
+    precision at a match is interpolated: the largest precision at it or at any later prediction.
 
     Args:
-      predictions: `[K, 2 or more]`, best first.
-      truths: `[M, 2]`.
-      thresholds: Of overlap; just as much is enough.
-      most: Predictions that are looked at.
+      predictions: Predictions, `[K, 2 or more]`, best first.
+      truths: Right moments, `[M, 2]`.
+      thresholds: Smallest overlaps that count as a match.
+      most: Number of predictions that count.
+
+    Returns:
+      `[len(thresholds)]`, in [0, 1].
     """
     predictions, truths = np.asarray(predictions, np.float64), np.asarray(truths, np.float64).reshape(-1, 2)
     predictions = predictions.reshape(len(predictions), -1 if predictions.size else 2)[:most, :2]
@@ -107,7 +115,7 @@ def average_precisions(
 
 
 def precision_metrics(predictions: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> dict[str, float]:
-    """`mAP@0.5`, `mAP@0.75` and `mAP`, the mean over overlaps 0.5, 0.55, ... 0.95, in percent."""
+    """Return `mAP@0.5`, `mAP@0.75` and `mAP`, the mean over thresholds 0.5, 0.55, ..., 0.95, in percent."""
     thresholds = np.arange(10, 20) / 20
     pairs = zip(predictions, truths, strict=True)
     table = 100 * np.mean([average_precisions(*pair, thresholds) for pair in pairs], 0)
@@ -120,7 +128,7 @@ def moment_metrics(
     thresholds: Sequence[float] = (0.3, 0.5),
     ks: Sequence[int] = (1, 5),
 ) -> dict[str, float]:
-    """Return `R1@0.3` and so on, `mean_R1` and so on over `MEAN_THRESHOLDS`, and `mIoU`, in percent."""
+    """Return recall `R{K}@{threshold}`, its mean `mean_R{K}` over `MEAN_THRESHOLDS`, and `mIoU`, in percent."""
     table = 100 * recall_table(predictions, truths, thresholds, ks)
     means = 100 * recall_table(predictions, truths, MEAN_THRESHOLDS, ks).mean(0)
     metrics = {}
@@ -133,17 +141,17 @@ def moment_metrics(
 def ego4d_pairs(
     results: Sequence[Mapping[str, Any]], annotations: Mapping[str, Any]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Predictions and truths of the queries that a result file submits, in its order.
+    """Return predictions and truths, seconds, of the queries in an Ego4D result file, in its order.
 
-    As in the challenge's script, the file decides what is judged: queries that it lacks do not count, and one that it
+    As in the challenge's script, the file decides what is scored: a query that it lacks does not count, and one that it
     holds twice counts twice.
 
     Args:
-      results: The `results` of a result file.
-      annotations: The challenge's annotations (`nlq_val.json`).
+      results: List `results` of a result file.
+      annotations: Annotations of the challenge (`nlq_val.json`).
 
     Raises:
-      ValueError: naming the first result whose query the annotations have not.
+      ValueError: If the annotations lack the query of a result; it names the first one.
     """
     queries = {
         (clip["clip_uid"], annotation["annotation_uid"]): annotation["language_queries"]

@@ -6,16 +6,19 @@ RECALLS = (1, 5, 10)
 
 
 def reference_metrics(similarity: np.ndarray) -> dict[str, float]:
-    """Recall and median rank as the MIL-NCE evaluation computes them, ties included.
+    """Return recall at K and median rank as the MIL-NCE evaluation computes them, ties included.
 
-    Every sorted position of a row whose score equals the match's is an entry of its own, so a row with ties counts
-    more than once (antoine77340/MIL-NCE_HowTo100M, metrics.py).
+    Every position of a sorted row whose score equals the match's is one entry, so a row with ties counts more than once
+    (antoine77340/MIL-NCE_HowTo100M, metrics.py).
 
     Args:
-      similarity: `[N, N]`, rows are queries, columns items.
+      similarity: Scores, `[N, N]`; rows are queries, columns items.
 
     Returns:
-      `R@1`, `R@5`, `R@10` as fractions, `median_rank` from 1, and `entries`, the number of positions counted.
+      `R@1`, `R@5` and `R@10` as fractions, `median_rank` from 1, and `entries`, the number of positions counted.
+
+    Raises:
+      ValueError: If the matrix is not square, or holds values that are not finite.
     """
     similarity = _square(similarity)
     ranked = -np.sort(-similarity, axis=1)
@@ -24,7 +27,7 @@ def reference_metrics(similarity: np.ndarray) -> dict[str, float]:
 
 
 def tie_free_metrics(similarity: np.ndarray) -> dict[str, float]:
-    """The same names, one entry a row: a match's rank among equals is their middle."""
+    """Return the metrics of `reference_metrics` with one entry per row: a tied match has the middle rank of the tie."""
     similarity = _square(similarity)
     match = np.diagonal(similarity)[:, None]
     better = (similarity > match).sum(1)

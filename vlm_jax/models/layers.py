@@ -14,13 +14,13 @@ Initializer = Callable[..., jax.Array]
 
 
 def fan_in_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Uniform in +-1/sqrt(fan_in), fan_in being the product of all axes but the last (torch's default for layers)."""
+    """Return uniform weights in +-1/sqrt(fan_in), torch's default; fan_in is the product of all axes but the last."""
     bound = _fan_in(shape) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def kaiming_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Normal with standard deviation sqrt(2 / fan_in), not truncated (He et al. 2015)."""
+    """Return normal weights with standard deviation sqrt(2 / fan_in), not truncated (He et al. 2015)."""
     return jax.random.normal(key, shape, dtype) * (2 / _fan_in(shape)) ** 0.5
 
 
@@ -32,9 +32,13 @@ def _fan_in(shape: tuple[int, ...]) -> int:
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias` with torch's default initialisation of both: uniform in +-1/sqrt(fan_in).
+    """Linear layer `x @ kernel + bias` with torch's default initialisation of both, uniform in +-1/sqrt(fan_in).
 
-    Flax's `nn.Dense` does not tell the initialiser of the bias how many inputs there are.
+    Flax's `nn.Dense` does not tell the initialiser of the bias the number of inputs.
+
+    Attributes:
+      features: Number of outputs.
+      dtype: Compute type, see `compute_in`.
     """
 
     features: int
@@ -42,7 +46,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., C]` -> `[..., features]`."""
+        """Apply the layer to `[..., C]`: `[..., features]`."""
         fan_in = x.shape[-1]
         kernel = self.param("kernel", fan_in_uniform, (fan_in, self.features))
         bias = self.param("bias", lambda key, shape: fan_in_uniform(key, (fan_in, *shape))[0], (self.features,))
@@ -51,7 +55,16 @@ class Linear(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A convolution over video, without bias."""
+    """Convolution over video, without bias.
+
+    Attributes:
+      features: Number of output channels.
+      window: Kernel size along T, H and W.
+      strides: Strides along T, H and W.
+      padding: Number of zeros before and after, along T, H and W.
+      kernel_init: Initialiser of the kernel.
+      dtype: Compute type, see `compute_in`.
+    """
 
     features: int
     window: tuple[int, int, int]
@@ -62,18 +75,23 @@ class Convolution(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, T, H, W, C]` -> `[B, T', H', W', features]`."""
+        """Convolve a video `[B, T, H, W, C]`: `[B, T', H', W', features]`."""
         kernel = self.param("kernel", self.kernel_init, (*self.window, x.shape[-1], self.features))
         x, kernel = compute_in(self.dtype, x, kernel)
         return convolve(x, kernel, strides=self.strides, padding=self.padding)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation in torch's terms, with statistics per group of consecutive examples, which flax's lacks.
+    """Batch normalisation as in torch, with statistics per group of consecutive examples (flax has none per group).
 
-    In training, each of `groups` equal parts of the batch is normalised by its own mean and biased variance, as if a
-    process of its own had held it; the running statistics follow group 0 and store the unbiased variance. Statistics
-    are at least float32.
+    In training, each of `groups` equal parts of the batch is normalised by its own mean and biased variance, as if one
+    process held it. The running statistics follow group 0 and store the unbiased variance. Statistics are at least
+    float32.
+
+    Attributes:
+      groups: Number of groups in the batch.
+      momentum: Weight of a batch's statistics in the running ones (torch's convention, 1 minus flax's).
+      epsilon: Number added to the variance.
     """
 
     groups: int = 1
@@ -82,7 +100,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[B, ..., C]` -> the same shape and type."""
+        """Normalise `[B, ..., C]` and keep its shape and type; if `train` is true, by the batch's own statistics."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -103,14 +121,14 @@ class BatchNorm(nn.Module):
 
 
 def dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
-    """Return a layer `[..., C]` -> `[..., features]` that computes as `compute_in` says; its bias starts at 0."""
-    # With None, flax promotes inputs and parameters to a common type, which float64 survives.
+    """Return a linear layer with `features` outputs, computed in `dtype` (see `compute_in`); its bias starts at 0."""
+    # With None, flax promotes inputs and parameters to a common type, which keeps float64.
     wanted = None if jnp.dtype(dtype) == jnp.float32 else dtype
     return nn.Dense(features, dtype=wanted, kernel_init=fan_in_uniform, name=name)
 
 
 def compute_in(dtype: jnp.dtype, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Cast arrays to the compute type; a float64 run stays float64 where float32 is asked for."""
+    """Cast arrays to the compute type; where that is float32, float64 arrays stay float64."""
     wanted = jnp.dtype(dtype)
     if wanted == jnp.float32:
         wanted = jnp.result_type(jnp.float32, *arrays)

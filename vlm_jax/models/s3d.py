@@ -17,7 +17,7 @@ from vlm_jax.ops.normalisation import weight_channels
 from vlm_jax.ops.pooling import max_pool, max_pool_from_start
 
 STEM_FEATURES = (64, 64, 192)
-"""Channels after conv1, conv_2b, conv_2c."""
+"""Number of channels after conv1, conv_2b and conv_2c."""
 
 BLOCKS = {
     "3b": (64, 96, 128, 16, 32, 32),
@@ -30,7 +30,7 @@ BLOCKS = {
     "5b": (256, 160, 320, 32, 128, 128),
     "5c": (384, 192, 384, 48, 128, 128),
 }
-"""Inception blocks in order: channels of branches b0; b1a, b1b; b2a, b2b; b3."""
+"""Inception blocks in order, each with the number of channels of b0, b1_a, b1_b, b2_a, b2_b and b3_b."""
 
 POOLS_BEFORE = {
     "3b": ("maxpool_3a", (1, 3, 3), (1, 2, 2)),
@@ -39,24 +39,35 @@ POOLS_BEFORE = {
 }
 
 INITIALIZERS: dict[str, Initializer] = {"uniform": fan_in_uniform, "kaiming_normal": kaiming_normal}
-"""`config.model.weight_init` -> initialiser of the convolutions; linear layers are uniform in both."""
+"""Initialisers of the convolutions by `config.model.weight_init`; linear layers are always `fan_in_uniform`."""
 
 
 class SelfGating(nn.Module):
-    """Weights each channel by a sigmoid of a linear map of the video's mean."""
+    """Gate on channels: the sigmoid of a linear map of the video's mean weights each channel."""
 
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, T, H, W, C]` -> the same."""
+        """Weight the channels of a video `[B, T, H, W, C]`; its shape stays."""
         wide = jnp.promote_types(x.dtype, jnp.float32)
         gates = nn.sigmoid(Linear(x.shape[-1], self.dtype, name="fc")(x.mean((1, 2, 3), dtype=wide).astype(x.dtype)))
         return weight_channels(x, gates)
 
 
 class ConvolutionUnit(nn.Module):
-    """Convolution, batch norm, ReLU; a separable unit does it twice: over space, then over time."""
+    """Convolution, batch norm and ReLU; a separable unit applies them twice, over space and then over time.
+
+    Attributes:
+      features: Number of output channels.
+      window: Kernel size along T, H and W.
+      strides: Strides along T, H and W.
+      padding: Number of zeros at both ends, along T, H and W.
+      separable: If true, the kernel is factorised into one over space and one over time.
+      groups: Number of groups of consecutive examples with batch statistics of their own.
+      kernel_init: Initialiser of the kernels.
+      dtype: Compute type.
+    """
 
     features: int
     window: tuple[int, int, int] = (1, 1, 1)
@@ -69,7 +80,7 @@ class ConvolutionUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[B, T, H, W, C]` -> `[B, T', H', W', features]`."""
+        """Apply the unit to a video `[B, T, H, W, C]`: `[B, T', H', W', features]`."""
         time, height, width = self.window
         steps = [(self.window, self.padding)]
         if self.separable:
@@ -92,13 +103,14 @@ class S3D(nn.Module):
     """S3D with feature gating on every branch.
 
     Attributes:
-      embedding_dim: Size of the joint space.
-      blocks: Names of the Inception blocks to keep, in order; all nine are the published network.
-      width: Multiplies every channel count; 1.0 is the published network.
-      space_to_depth: The released weights' stem (2x4x4 on folded pixels) instead of the plain one (3x7x7, stride 2).
-      groups: Groups of consecutive examples with batch statistics of their own.
+      embedding_dim: Size of the joint space, D.
+      blocks: Names of the Inception blocks to keep, in order; the published network has all nine.
+      width: Factor on every number of channels; 1.0 for the published network.
+      space_to_depth: If true, the stem is that of the released weights (2x4x4 on folded pixels), else the plain one
+        (3x7x7, stride 2).
+      groups: Number of groups of consecutive examples with batch statistics of their own.
       weight_init: Key of `INITIALIZERS`.
-      dtype: Compute type; statistics and parameters stay float32 or wider.
+      dtype: Compute type; statistics and parameters are at least float32.
     """
 
     embedding_dim: int = 512
@@ -110,20 +122,20 @@ class S3D(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def features(self, channels: int) -> int:
-        """A published channel count at this width, at least 4."""
+        """Return a published number of channels scaled by `width`, at least 4."""
         return max(4, round(channels * self.width))
 
     @nn.compact
     def __call__(self, video: jax.Array, train: bool = False) -> dict[str, Any]:
-        """Embeds video.
+        """Embed a batch of clips.
 
         Args:
-          video: `[B, T, H, W, 3]`, RGB in [0, 1]; neither mean nor deviation is taken out.
-          train: Normalise by the batch's own statistics and update the running ones.
+          video: RGB in [0, 1], `[B, T, H, W, 3]`, not standardised.
+          train: If true, batch norm uses the batch's own statistics and updates the running ones.
 
         Returns:
-          `video_embedding` `[B, embedding_dim]` and `mixed_5c` `[B, C]`, the pooled feature before the last layer
-          (C = 1024 at full width); `stages`, every stage's `[B, T', H', W', C']` by its name in the checkpoints.
+          `video_embedding` `[B, D]`; `mixed_5c` `[B, C]`, the pooled feature before the last layer (C = 1024 at full
+          width); `stages`, the output `[B, T', H', W', C']` of every stage by its name in the checkpoints.
         """
 
         def unit(name: str, channels: int, window: tuple[int, int, int] = (1, 1, 1), **kwargs: object) -> jax.Array:
@@ -144,7 +156,7 @@ class S3D(nn.Module):
             return value
 
         if self.space_to_depth:
-            # The statistics of conv1's batch norm include the first frame, row and column; only then are they dropped.
+            # The statistics of conv1's batch norm include the first frame, row and column: drop these after it.
             x = space_to_depth(video)
             x = stage("conv1", unit("conv1", STEM_FEATURES[0], (2, 4, 4), padding=(1, 2, 2))(x, train))
             x = x[:, 1:, 1:, 1:]
@@ -177,10 +189,13 @@ class S3D(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches, each gated, side by side in the channels.
+    """Inception block: four gated branches, concatenated along the channels.
 
     Attributes:
-      channels: Of b0; b1_a, b1_b; b2_a, b2_b; b3_b.
+      channels: Number of channels of b0, b1_a, b1_b, b2_a, b2_b and b3_b.
+      groups: Number of groups of consecutive examples with batch statistics of their own.
+      kernel_init: Initialiser of the kernels.
+      dtype: Compute type.
     """
 
     channels: tuple[int, ...]
@@ -190,7 +205,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[B, T, H, W, C]` -> `[B, T, H, W, b0 + b1_b + b2_b + b3_b]`."""
+        """Apply the block to `[B, T, H, W, C]`: `[B, T, H, W, b0 + b1_b + b2_b + b3_b]`."""
         b0, b1_a, b1_b, b2_a, b2_b, b3 = self.channels
 
         def unit(name: str, features: int, x: jax.Array, separable: bool = False) -> jax.Array:

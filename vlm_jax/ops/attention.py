@@ -1,4 +1,4 @@
-"""Attention over sequences, in blocks where only a band of it is wanted."""
+"""Full attention, and window attention that is computed in blocks."""
 
 import math
 
@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 
 FAR = -1e9
-"""The score of keys that do not exist: finite, so that rows without any key give no NaN, backwards neither."""
+"""Score of keys that do not exist. It is finite, so that rows without any key give no NaN, in the gradient neither."""
 
 BLOCK = 32
-"""Queries that share one stretch of keys."""
+"""Number of queries that share one stretch of keys."""
 
 
 def full_attention(query: jax.Array, key: jax.Array, value: jax.Array, key_mask: jax.Array) -> jax.Array:
-    """Every query sees every key that exists.
+    """Return scaled dot-product attention in which every query sees every key that exists.
 
     Args:
-      query: `[B, T, H, D]`.
-      key: `[B, S, H, D]`.
-      value: `[B, S, H, D]`.
-      key_mask: `[B, S]`.
+      query: Queries, `[B, T, H, D]` with H heads.
+      key: Keys, `[B, S, H, D]`.
+      value: Values, `[B, S, H, D]`.
+      key_mask: Keys that exist, bool `[B, S]`.
 
     Returns:
       `[B, T, H, D]`.
@@ -37,17 +37,21 @@ def window_attention(
     window: int,
     relative_bias: jax.Array | None = None,
 ) -> jax.Array:
-    """Position i sees i - window // 2 to i + window // 2; time and memory grow with T, never with its square.
+    """Return attention in which position i sees positions i - window // 2 to i + window // 2.
 
-    Queries are taken `BLOCK` at a time with the stretch of keys that any of them sees. Queries that do not exist get 0.
+    Time and memory grow linearly with T: queries are processed in blocks of `BLOCK`, each with the stretch of keys that
+    any of its queries sees. Queries that do not exist get 0.
 
     Args:
-      query: `[B, T, H, D]`.
-      key: `[B, T, H, D]`.
-      value: `[B, T, H, D]`.
-      mask: `[B, T]`.
-      window: Odd.
-      relative_bias: `[H, window]`, added to the scores; the first entry is for the key furthest to the left.
+      query: Queries, `[B, T, H, D]` with H heads.
+      key: Keys, `[B, T, H, D]`.
+      value: Values, `[B, T, H, D]`.
+      mask: Positions that exist, bool `[B, T]`.
+      window: Number of positions that a query sees, odd.
+      relative_bias: Bias added to the scores, `[H, window]`; the first entry belongs to the leftmost key.
+
+    Returns:
+      `[B, T, H, D]`.
     """
     length, half = query.shape[1], window // 2
     block = min(BLOCK, length)
@@ -69,13 +73,13 @@ def window_attention(
 
 
 def _softmax(scores: jax.Array, seen: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Over the last axis, in float32 at least."""
+    """Return the softmax over the last axis of the scores that are seen, computed in at least float32."""
     scores = scores.astype(jnp.promote_types(dtype, jnp.float32))
     return jax.nn.softmax(jnp.where(seen, scores, FAR), axis=-1).astype(dtype)
 
 
 def _blocks(x: jax.Array, block: int, before: int, after: int) -> jax.Array:
-    """`[B, T, ...]` -> `[B, T / block, block + before + ..., ...]`: stretches with what surrounds a block."""
+    """Cut `[B, T, ...]` into blocks with `before` more positions on both sides: `[B, T / block, size, ...]`."""
     padded = jnp.pad(x, [(0, 0), (before, after), *([(0, 0)] * (x.ndim - 2))])
     count = (padded.shape[1] - 2 * before) // block
     if not before:

@@ -1,4 +1,4 @@
-"""Convolutions over video and over sequences. Kernels have one layout in both forms."""
+"""Convolutions over video and over sequences; the plain and the CPU form share one kernel layout."""
 
 import functools
 
@@ -22,10 +22,10 @@ def convolve(
     """Cross-correlate a video with a kernel.
 
     Args:
-      x: `[B, T, H, W, C_in]`.
-      kernel: `[kt, kh, kw, C_in, C_out]`.
-      strides: Along T, H, W.
-      padding: Zeros before and after, along T, H, W.
+      x: Video, `[B, T, H, W, C_in]`.
+      kernel: Kernel, `[kt, kh, kw, C_in, C_out]`.
+      strides: Strides along T, H and W.
+      padding: Number of zeros before and after, along T, H and W.
 
     Returns:
       `[B, T', H', W', C_out]` in the promoted type of `x` and `kernel`.
@@ -34,22 +34,28 @@ def convolve(
 
 
 def convolve_time(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolve over time, padded with K // 2 zeros at both ends: `[B, T, C]` -> `[B, T, F]`.
+    """Convolve a sequence over time, padded with K // 2 zeros at both ends.
 
     Args:
-      x: `[B, T, C]`.
-      kernel: `[K, C, F]`, K odd.
+      x: Sequence, `[B, T, C]`.
+      kernel: Kernel, `[K, C, F]`, K odd.
+
+    Returns:
+      `[B, T, F]`.
     """
     return forms.choose(plain=_convolve_time_plain, cpu=_convolve_time_cpu)(x, kernel)
 
 
 def convolve_depthwise(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """Convolve every channel over time, padded with K // 2 zeros at both ends: `[B, T, C]` -> `[B, T / stride, C]`.
+    """Convolve every channel over time by a kernel of its own, padded with K // 2 zeros at both ends.
 
     Args:
-      x: `[B, T, C]`.
-      kernel: `[K, C]`, K odd.
-      stride: Over time.
+      x: Sequence, `[B, T, C]`.
+      kernel: Kernel, `[K, C]`, K odd.
+      stride: Stride over time.
+
+    Returns:
+      `[B, T / stride, C]` in the type of `x`.
     """
     return forms.choose(plain=_convolve_depthwise_plain, cpu=_convolve_depthwise_cpu)(x, kernel, stride)
 
@@ -61,7 +67,7 @@ def space_to_depth(x: jax.Array) -> jax.Array:
     (antoine77340/S3D_HowTo100M, s3dg.py).
 
     Raises:
-      ValueError: where T, H or W is odd.
+      ValueError: If T, H or W is odd.
     """
     batch, time, height, width, channels = x.shape
     if time % 2 or height % 2 or width % 2:
@@ -75,10 +81,10 @@ def _convolve_plain(x: jax.Array, kernel: jax.Array, strides: tuple[int, int, in
 
 
 def _convolve_cpu(x: jax.Array, kernel: jax.Array, strides: tuple[int, int, int], padding: Padding) -> jax.Array:
-    """The same sums without a 3-D convolution.
+    """Return the same result as `_convolve_plain` without a 3-D convolution.
 
-    Kernels without extent in space become matrix products whose results are shifted in time. All others become a 2-D
-    convolution of single frames whose channels hold the time taps.
+    Kernels of one pixel become matrix products whose results are shifted in time. All others become a 2-D convolution
+    of single frames whose channels hold the time taps.
     """
     time, height, width, channels, features = kernel.shape
     if strides == (1, 1, 1) and (height, width) == (1, 1):
@@ -96,7 +102,7 @@ def _convolve_cpu(x: jax.Array, kernel: jax.Array, strides: tuple[int, int, int]
 
 
 def _shifted(x: jax.Array, tap: int, size: int, padding: tuple[int, int]) -> jax.Array:
-    """What a tap of a window of that size adds to every output frame: `x` shifted in time, zeros beyond its ends."""
+    """Return `x` shifted in time to where tap number `tap` of `size` taps reads it, with zeros beyond its ends."""
     before, after = padding[0] - tap, padding[1] - size + 1 + tap
     if before == after == 0:
         return x
@@ -106,7 +112,7 @@ def _shifted(x: jax.Array, tap: int, size: int, padding: tuple[int, int]) -> jax
 
 
 def _taps(x: jax.Array, size: int, stride: int, padding: tuple[int, int]) -> list[jax.Array]:
-    """The `size` strided views of `[B, T, ...]` that the taps of a window of that size see along T."""
+    """Return the `size` strided views of `[B, T, ...]` that the taps of a kernel of that size see along T."""
     length = (x.shape[1] + sum(padding) - size) // stride + 1
     x = jnp.pad(x, [(0, 0), padding, *([(0, 0)] * (x.ndim - 2))])
     span = stride * (length - 1) + 1
@@ -124,7 +130,7 @@ def _convolve_time_plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def _convolve_time_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """One matrix product for all taps, whose parts are shifted and summed: no copy of the input for each tap."""
+    """Convolve by one matrix product for all taps, whose parts are shifted and summed without copies of the input."""
     size, channels, features = kernel.shape
     taps = x @ jnp.moveaxis(kernel, 0, 1).reshape(channels, size * features)
     taps = jnp.pad(taps, ((0, 0), (size // 2, size // 2), (0, 0)))
@@ -139,7 +145,7 @@ def _convolve_time_forward(x: jax.Array, kernel: jax.Array) -> tuple:
 def _convolve_time_backward(saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     size, channels, features = kernel.shape
-    # The automatic gradient would transpose three copies of the inputs' gradient; this copies the outputs' instead.
+    # The automatic gradient would transpose K copies of the input's gradient; this one copies the output's instead.
     around = jnp.concatenate(_centred_taps(gradient, size, 1)[::-1], -1)
     x_gradient = around @ kernel.transpose(0, 2, 1).reshape(size * features, channels)
     kernel_gradient = jnp.stack([jnp.einsum("btc,btf->cf", view, gradient) for view in _centred_taps(x, size, 1)])
@@ -150,7 +156,7 @@ _convolve_time_cpu.defvjp(_convolve_time_forward, _convolve_time_backward)
 
 
 def _convolve_depthwise_plain(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    # Wide, so that the gradient of the kernel is summed in float32 at least.
+    # Wide, so that the gradient of the kernel is summed in at least float32.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     views = _centred_taps(x, len(kernel), stride)
     return sum(view.astype(wide) * tap for view, tap in zip(views, kernel.astype(wide), strict=True)).astype(x.dtype)

@@ -1,7 +1,7 @@
-"""The choice between the two forms of an operation: plain for accelerators, and one written for CPUs.
+"""Choice between the two forms of an operation: the plain one for accelerators, and one written for CPUs.
 
-Several operations of this package are slow on CPUs as XLA compiles or differentiates them. Each has a second form for
-CPUs with the same values and gradients, up to rounding. This module alone decides which of the two runs.
+XLA compiles or differentiates several operations of this package to code that is slow on CPUs. Each of them has a
+second form for CPUs with the same values and gradients, up to rounding. This module alone decides which form runs.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ _chosen = jax.make_user_context(default_value=None)
 
 
 def use(form: str) -> contextlib.AbstractContextManager[None]:
-    """Return a context manager in which every operation takes the given form, whatever the device.
+    """Return a context manager in which every operation uses the given form, whatever the device.
 
-    Functions that are jitted outside and called inside are traced again.
+    Functions that were jitted outside the context are traced again inside it.
 
     Raises:
-      ValueError: where the form is neither `PLAIN` nor `CPU`.
+      ValueError: If the form is neither `PLAIN` nor `CPU`.
     """
     if form not in (PLAIN, CPU):
         raise ValueError(f"form: expected {PLAIN!r} or {CPU!r}, found {form!r}")

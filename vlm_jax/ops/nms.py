@@ -1,7 +1,7 @@
-"""Suppression of segments that overlap better ones, compiled by XLA: one padded set at a time, `jax.vmap` for more.
+"""Non-maximum suppression of segments in time, compiled by XLA, for one padded set (use `jax.vmap` for several).
 
-Every function takes segments `[N, 2]`, scores `[N]` and a mask of those that exist `[N]`, and returns a fixed number of
-picks, best first; what is not there has index -1.
+`greedy` and `soft` take segments `[N, 2]`, scores `[N]` and a mask `[N]` of the segments that exist. They return a
+fixed number of picks, best first; missing picks have index -1.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from vlm_jax.ops.segments import overlap
 
 DECAYS = ("hard", "linear", "gaussian")
-"""How `soft` lowers scores."""
+"""Decay functions of `soft`."""
 
 
 class Picks(NamedTuple):
-    """What is kept.
+    """Segments that suppression keeps, best first.
 
     Attributes:
-      index: `[K]` int32 into the segments, -1 where there are no more.
-      score: `[K]`, after any decay; 0 where there are no more.
+      index: Positions in the list of segments, int32 `[K]`; -1 where there are no more.
+      score: Scores after any decay, `[K]`; 0 where there are no more.
     """
 
     index: jax.Array
@@ -38,16 +38,17 @@ def greedy(
     last_of_equals: bool = False,
     epsilon: float = 0.0,
 ) -> Picks:
-    """Take the best segment again and again, and drop what overlaps it.
+    """Return the top K segments after greedy NMS: pick the best segment, drop what overlaps it, repeat.
 
     Args:
-      segments: `[N, 2]`.
-      scores: `[N]`.
-      mask: `[N]`.
-      keeps: Returns whether segments stay, from their overlap with a pick, which is NaN for two of no length.
-      max_picks: K. Picks depend on earlier ones only, so stopping early is exact.
-      last_of_equals: Take the last of equal scores first, not the first.
-      epsilon: Number added to lengths.
+      segments: Start and end, `[N, 2]`.
+      scores: Score of every segment, `[N]`.
+      mask: Segments that exist, bool `[N]`.
+      keeps: Function from the IoU of segments with a pick to a mask of those that stay; IoU is NaN for two segments of
+        length 0.
+      max_picks: Number of picks, K. A pick depends on earlier ones only, so a smaller K gives the same first picks.
+      last_of_equals: If true, the last of several equal scores is picked first; else the first.
+      epsilon: Number added to lengths, see `segments.overlap`.
     """
 
     def pick(alive: jax.Array, _: None) -> tuple[jax.Array, Picks]:
@@ -70,18 +71,20 @@ def soft(
     threshold: float = 0.3,
     min_score: float = 0.001,
 ) -> Picks:
-    """Lower the scores of what overlaps a pick instead of dropping it (Bodla et al. 2017; GroundNLQ, `nms_1d_cpu.cpp`).
+    """Return the top K segments after soft-NMS (Bodla et al. 2017; houzhijian/GroundNLQ, `nms_1d_cpu.cpp`).
+
+    The scores of segments that overlap a pick are lowered instead of dropping the segments.
 
     Args:
-      segments: `[N, 2]`.
-      scores: `[N]`.
-      mask: `[N]`.
-      max_picks: K; stopping early is exact.
-      decay: `gaussian`: times exp(-overlap^2 / sigma), whatever the overlap; `linear`: times 1 - overlap, and `hard`:
-        to 0, both from `threshold` on.
+      segments: Start and end, `[N, 2]`.
+      scores: Score of every segment, `[N]`.
+      mask: Segments that exist, bool `[N]`.
+      max_picks: Number of picks, K; a smaller K gives the same first picks.
+      decay: One of `DECAYS`. `gaussian` multiplies scores by exp(-IoU^2 / sigma) at any IoU. From `threshold` on,
+        `linear` multiplies them by 1 - IoU, and `hard` sets them to 0.
       sigma: Width of `gaussian`.
-      threshold: Least overlap that the other two act on.
-      min_score: Least score; what falls below is dropped, but for the first pick.
+      threshold: Smallest IoU at which `linear` and `hard` act.
+      min_score: Smallest score; segments whose score falls below are dropped, except for the first pick.
     """
 
     def pick(state: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], Picks]:
@@ -101,9 +104,9 @@ def soft(
 
 
 def vote(picks: jax.Array, segments: jax.Array, scores: jax.Array, mask: jax.Array, threshold: float) -> jax.Array:
-    """Move every pick to the mean of the candidates that overlap it by `threshold` or more: `[K, 2]`.
+    """Return picks `[K, 2]` moved to the weighted mean of the candidates whose IoU with them is `threshold` or more.
 
-    Candidates weigh by score times overlap (GroundNLQ, `libs/utils/nms.py`).
+    The weight of a candidate is its score times its IoU (houzhijian/GroundNLQ, `libs/utils/nms.py`).
     """
     shared = overlap(picks[:, None], segments[None])
     weight = jnp.where(mask[None] & (shared >= threshold), scores[None] * shared, 0)

@@ -1,4 +1,4 @@
-"""Normalising and weighting channels. The forms for CPUs have gradients of their own where automatic ones are slow."""
+"""Normalisation and weighting of channels; the CPU forms have custom gradients where automatic ones are slow."""
 
 import functools
 
@@ -16,20 +16,20 @@ def batch_normalise(
     """Normalise each group of rows by its own mean and biased variance.
 
     Args:
-      x: `[G, N, C]`, G groups of N rows.
-      scale: `[C]`.
-      bias: `[C]`.
+      x: G groups of N rows, `[G, N, C]`.
+      scale: Factor per channel, `[C]`.
+      bias: Bias per channel, `[C]`.
       epsilon: Number added to the variance.
 
     Returns:
-      The normalised rows in the type of `x`, and mean and biased variance `[G, C]`, at least float32. Gradients flow
-      through the rows only: the statistics feed running averages.
+      The normalised rows in the type of `x`, and their mean and biased variance `[G, C]`, at least float32. Gradients
+      flow through the rows only, since the statistics are for running averages.
     """
     return forms.choose(plain=_batch_normalise_plain, cpu=_batch_normalise_cpu)(x, scale, bias, epsilon)
 
 
 def layer_normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> jax.Array:
-    """Normalise every row `[..., C]` by its own mean and biased variance, in float32 at least; the type of `x`."""
+    """Normalise every row `[..., C]` by its mean and biased variance, in at least float32; keep the type of `x`."""
     return forms.choose(plain=_layer_normalise_plain, cpu=_layer_normalise_cpu)(x, scale, bias, epsilon)
 
 
@@ -39,7 +39,7 @@ def weight_channels(x: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def scale_channels(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """Multiply `[..., C]` by `[C]`; the type of `x`."""
+    """Multiply `x` `[..., C]` by one factor per channel `[C]`, in the type of `x`."""
     return forms.choose(plain=_scale_channels_plain, cpu=_scale_channels_cpu)(x, scale)
 
 
@@ -117,7 +117,7 @@ _layer_normalise_cpu.defvjp(_layer_normalise_forward, _layer_normalise_backward)
 
 
 def _weight_channels_plain(x: jax.Array, weights: jax.Array) -> jax.Array:
-    # Wide, so that the gradient of the weights is summed in float32 at least.
+    # Wide, so that the gradient of the weights is summed in at least float32.
     wide, out = _wide(x.dtype), jnp.promote_types(x.dtype, weights.dtype)
     return (x.astype(wide) * weights.astype(wide)[:, None, None, None]).astype(out)
 

@@ -1,4 +1,4 @@
-"""Max pooling over video. The gradient goes to the first of equal values, as in torch, in both forms."""
+"""Max pooling over video; in both forms the gradient goes to the first of equal values, as in torch."""
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ def max_pool(x: jax.Array, window: Window, strides: Window, padding: Padding) ->
     """Return the largest value in each window of a video.
 
     Args:
-      x: `[B, T, H, W, C]`.
-      window: Extent along T, H, W.
-      strides: Along T, H, W.
-      padding: Positions of minus infinity before and after, along T, H, W.
+      x: Video, `[B, T, H, W, C]`.
+      window: Window size along T, H and W.
+      strides: Strides along T, H and W.
+      padding: Number of positions of minus infinity before and after, along T, H and W.
 
     Returns:
       `[B, T', H', W', C]`.
@@ -26,10 +26,10 @@ def max_pool(x: jax.Array, window: Window, strides: Window, padding: Padding) ->
 
 
 def max_pool_from_start(x: jax.Array, window: Window, strides: Window) -> jax.Array:
-    """Max pooling whose window `i` starts at `i * stride` and is cut off at the end: length `ceil(N / stride)`.
+    """Max-pool a video `[B, T, H, W, C]` with windows that start at `i * stride` and are cut off at the end.
 
-    These are S3D's pools between stages (antoine77340/MIL-NCE_HowTo100M, s3dg.py). XLA's SAME padding starts odd
-    lengths at -1 instead.
+    An axis of length N becomes `ceil(N / stride)` long. S3D pools so between its stages
+    (antoine77340/MIL-NCE_HowTo100M, s3dg.py). XLA's SAME padding would start odd lengths at -1 instead.
     """
     padding = []
     for size, stride, length in zip(window, strides, x.shape[1:4], strict=True):
@@ -43,9 +43,10 @@ def _max_pool_plain(x: jax.Array, window: Window, strides: Window, padding: Padd
 
 
 def _max_pool_cpu(x: jax.Array, window: Window, strides: Window, padding: Padding) -> jax.Array:
-    """Maxima of shifted views, one axis at a time.
+    """Max-pool by comparing shifted views, one axis at a time.
 
-    The gradient is selects and adds, several times faster on a CPU than the scatter behind `reduce_window`.
+    The gradient consists of selects and adds, which run several times faster on a CPU than the scatter of
+    `reduce_window`.
     """
     for axis in (3, 2, 1):
         size, stride, pad = window[axis - 1], strides[axis - 1], padding[axis - 1]
@@ -60,6 +61,6 @@ def _max_pool_cpu(x: jax.Array, window: Window, strides: Window, padding: Paddin
         views = [lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(size)]
         x = views[0]
         for view in views[1:]:
-            # Not `maximum`, whose gradient divides between equals.
+            # Not `maximum`, whose gradient is divided between equal values.
             x = jnp.where(view > x, view, x)
     return x

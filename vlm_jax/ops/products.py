@@ -1,4 +1,4 @@
-"""Products of arrays and matrices, and their sums."""
+"""Matrix products, and sums of products."""
 
 import math
 
@@ -10,7 +10,7 @@ from vlm_jax.ops import forms
 
 
 def multiply(x: jax.Array, matrix: jax.Array) -> jax.Array:
-    """Multiply every row by a matrix: `[..., C]` and `[C, F]` -> `[..., F]`."""
+    """Multiply every row of `x` `[..., C]` by a matrix `[C, F]`: `[..., F]`."""
     return forms.choose(plain=_multiply_plain, cpu=_multiply_cpu)(x, matrix)
 
 
@@ -25,10 +25,10 @@ def _multiply_cpu(x: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def sum_of_products_cpu(a: jax.Array, b: jax.Array, axis: int | tuple[int, ...]) -> jax.Array:
-    """Return `(a * b).sum(axis)`, kept from becoming a batched matrix product.
+    """Return `(a * b).sum(axis)` in a form that XLA does not turn into a batched matrix product.
 
-    XLA rewrites the plain form into a dot with the channels as batch dimension, which runs fifty times slower on a
-    CPU. Rounding the product to its own precision changes no value and hides the pattern.
+    XLA rewrites the plain form into a dot with the channels as batch dimension, which is fifty times slower on a CPU.
+    Rounding the product to its own precision changes no value and hides the pattern.
     """
     product = a * b
     info = jnp.finfo(product.dtype)

@@ -1,22 +1,22 @@
-"""Segments in time: `[..., 2]`, start and end, in any unit."""
+"""Lengths and overlaps of segments in time, `[..., 2]` (start and end, in any unit)."""
 
 import jax
 import jax.numpy as jnp
 
 
 def lengths(segments: jax.Array) -> jax.Array:
-    """`[..., 2]` -> `[...]`."""
+    """Return the lengths `[...]` of segments `[..., 2]`."""
     return segments[..., 1] - segments[..., 0]
 
 
 def overlap(a: jax.Array, b: jax.Array, *, epsilon: float = 0.0) -> jax.Array:
-    """Length of the intersection over that of the union, `[..., 2]` against `[..., 2]`: NaN for two of no length.
+    """Return the intersection over union of segments `[...]`, NaN for two segments of length 0.
 
     Args:
-      a: Segments.
-      b: Segments, of a shape that fits.
-      epsilon: Added to both lengths, as GroundNLQ's suppression does (`nms_1d_cpu.cpp`). Each sum is rounded before
-        the two are added, as there: the order decides about near-duplicates.
+      a: Segments, `[..., 2]`.
+      b: Segments, `[..., 2]`, of a shape that broadcasts with `a`.
+      epsilon: Number added to both lengths (houzhijian/GroundNLQ, `nms_1d_cpu.cpp`). As there, each length is rounded
+        before the two are added: the order decides about near-duplicates.
     """
     intersection = _intersection(a, b)
     return intersection / ((lengths(a) + epsilon) + (lengths(b) + epsilon) - intersection)

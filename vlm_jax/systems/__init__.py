@@ -1,8 +1,8 @@
-"""The systems, one package each, found by fixed module names (`vlm_jax.config.system_module`); nothing lists them.
+"""Systems, one package each, found by fixed module names (`vlm_jax.config.system_module`); nothing lists them.
 
-config       default_config(): every key of the system, with the published sizes
-task         make_task(config): what the training and evaluation loops know
-predict      make_predictor(config, variables, extractor): what `inference.load` returns
-interop      names and published files of the reference's checkpoints
+config       default_config(): all config keys with their published values
+task         make_task(config): the system as the training and evaluation loops see it
+predict      make_predictor(config, variables, extractor): the predictor that `inference.load` returns
+interop      names of the arrays in the reference's checkpoints, and published checkpoints
 data         records and batches (TensorFlow)
 """

@@ -1,4 +1,4 @@
-"""The MIL-NCE tokeniser: words looked up in a list, unknown ones dropped.
+"""Tokeniser of MIL-NCE: words are looked up in a list, and unknown words are dropped.
 
 Source: antoine77340/MIL-NCE_HowTo100M, howto100m_loader.py and youcook_loader.py.
 """
@@ -15,23 +15,23 @@ import numpy as np
 from vlm_jax.errors import UserError
 
 WORD = re.compile(r"[\w']+")
-"""Unicode letters, digits, underscores and apostrophes."""
+"""Pattern of a word: Unicode letters, digits, underscores and apostrophes."""
 
 
 class VocabularyError(UserError):
-    """A word list that cannot be used; one line naming the file."""
+    """Error of a word list that cannot be used; its line names the file."""
 
 
 def words(sentence: object) -> list[str]:
-    """All words of `str(sentence)` in order: None is the word 'None', a missing csv cell (NaN) the word 'nan'."""
+    """Return the words of `str(sentence)` in order; None gives 'None', and a missing csv cell (NaN) gives 'nan'."""
     return WORD.findall(str(sentence))
 
 
 def encode(sentence: object, vocabulary: Mapping[str, int], length: int, *, lower: bool = False) -> np.ndarray:
-    """Return the ids `[length]` of the first known words, padded with 0 at the end.
+    """Return the ids of the first known words of a sentence, int32 `[length]`, padded with 0 at the end.
 
-    The reference's loaders take captions as they are; its released model lower-cases sentences (`lower`), and so does
-    everything that reads a word list made here.
+    If `lower` is true, the sentence is lower-cased first. The reference's loaders take captions as they are. Its
+    released model lower-cases sentences, and so does everything that reads a word list made by `data_prep`.
     """
     known = [vocabulary[word] for word in words(str(sentence).lower() if lower else sentence) if word in vocabulary]
     ids = np.zeros(length, np.int32)
@@ -40,15 +40,18 @@ def encode(sentence: object, vocabulary: Mapping[str, int], length: int, *, lowe
 
 
 def load(path: str | Path, rows: int) -> dict[str, int]:
-    """Reads a word list such as the reference's `dict.npy`: entry i has id i+1, id 0 is padding.
+    """Read a word list such as the reference's `dict.npy` and return the id of every word.
+
+    Entry i has id i + 1; id 0 is padding.
 
     Args:
-      path: A `.npy` array of strings.
-      rows: Rows of the word table, padding included: the list holds one word fewer, or as many, the last then
-        being out of reach.
+      path: Array of strings, `.npy`.
+      rows: Number of rows of the word table, padding included. The list holds one word fewer. It may hold as many, but
+        then its last word is dropped.
 
     Raises:
-      VocabularyError: for a missing file, another kind of array, repeated words, or a size that does not fit.
+      VocabularyError: If the file is missing or holds another kind of array, or if words are repeated or their number
+        does not fit.
     """
     try:
         entries = np.load(path, allow_pickle=False)
@@ -72,27 +75,27 @@ def load(path: str | Path, rows: int) -> dict[str, int]:
 
 
 def count_words(sentences: Iterable[object], *, lower: bool = True) -> collections.Counter[str]:
-    """Count the words of sentences, lower-cased or as they are."""
+    """Count the words of sentences; if `lower` is true, in lower case."""
     texts = (str(sentence).lower() if lower else sentence for sentence in sentences)
     return collections.Counter(word for text in texts for word in words(text))
 
 
 def most_frequent(counts: Mapping[str, int], size: int) -> np.ndarray:
-    """Return the words that occur most, ties in alphabetical order, as `np.save` writes and `load` reads them."""
+    """Return the `size` most frequent words, ties in alphabetical order, as an array that `load` reads once saved."""
     ordered = sorted(counts, key=lambda word: (-counts[word], word))
     return np.array(ordered[:size], dtype=np.str_)
 
 
 def settings_path(path: str | Path) -> Path:
-    """Return the path of what a word list says about itself: `words.json` for `words.npy`."""
+    """Return the path of a word list's settings: `words.json` for `words.npy`."""
     return Path(path).with_suffix(".json")
 
 
 def lower_cases(path: str | Path) -> bool | None:
-    """Return whether sentences are lower-cased for a word list; None for a list that does not say so.
+    """Return `lower_case` of a word list's settings: if true, sentences are lower-cased first. None without settings.
 
     Raises:
-      VocabularyError: where what it says cannot be read.
+      VocabularyError: If the settings cannot be read.
     """
     if not path or not (settings := settings_path(path)).is_file():
         return None
@@ -107,12 +110,12 @@ def lower_cases(path: str | Path) -> bool | None:
 
 @dataclasses.dataclass(frozen=True)
 class Coverage:
-    """What a word list has of some sentences.
+    """Coverage of sentences by a word list.
 
     Attributes:
       sentences: Number of sentences.
-      words: Number of their words.
-      unknown: Words that the list lacks, with the number of times that each occurs.
+      words: Number of words in them.
+      unknown: Words that the list lacks, with their number of occurrences.
       empty: Sentences without any known word.
     """
 
@@ -122,7 +125,7 @@ class Coverage:
     empty: list[str]
 
     def describe(self, path: str | Path) -> str:
-        """Return one line on what is lost; '' where nothing is."""
+        """Return one line on the words that are dropped, '' if there are none."""
         lost = self.unknown.total()
         if not lost and not self.empty:
             return ""
@@ -137,7 +140,7 @@ class Coverage:
 
 
 def cover(sentences: Iterable[object], vocabulary: Mapping[str, int], *, lower: bool = False) -> Coverage:
-    """Count what a word list has of sentences."""
+    """Return how far a word list covers sentences; if `lower` is true, these are lower-cased first."""
     count, total, unknown, empty = 0, 0, collections.Counter[str](), []
     for sentence in sentences:
         found = words(str(sentence).lower() if lower else sentence)

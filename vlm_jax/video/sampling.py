@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip, and where clips start: arithmetic only, no video is opened."""
+"""Frame numbers and start times of clips; arithmetic only, no video is opened."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -7,21 +7,21 @@ import numpy as np
 
 HALF = Fraction(1, 2)
 
-# Seconds kept free behind the last evaluation clip (antoine77340/MIL-NCE_HowTo100M, youcook_loader.py).
+# Seconds kept free after the last evaluation clip (antoine77340/MIL-NCE_HowTo100M, youcook_loader.py).
 CLIP_MARGIN_SECONDS = 0.4
 
 
 def resample(times: Sequence[Fraction], fps: int | Fraction, length: Fraction) -> list[int]:
-    """Index of the source frame that FFmpeg's `fps` filter shows in each output frame.
+    """Return the index of the source frame that FFmpeg's `fps` filter shows in each output frame.
 
-    A source frame at time t falls into slot floor(t * fps + 1/2); output k is the last frame whose slot is at most k.
-    Outputs before the first frame's slot repeat the first output that there is. Times that lie exactly half-way
-    between two slots are common (10, 25, 30 or 50 frames per second read at 5), so times have to be exact fractions.
+    A source frame at time t falls into slot floor(t * fps + 1/2). Output k is the last frame whose slot is at most k.
+    Outputs before the first frame's slot repeat the first frame that is shown. Times exactly half-way between two slots
+    are common (10, 25, 30 or 50 frames per second read at 5), so times have to be exact fractions.
 
     Args:
-      times: ascending times of the source frames, in seconds after the seek; frames before the seek left out.
-      fps: output frames per second.
-      length: seconds after the seek at which the last source frame ends.
+      times: Ascending times of the source frames from the seek on, seconds after the seek.
+      fps: Output frames per second.
+      length: End of the last source frame, seconds after the seek.
 
     Returns:
       floor(length * fps + 1/2) indices into `times`; none if there are no source frames.
@@ -43,10 +43,10 @@ def _slot(time: Fraction, fps: int | Fraction) -> int:
 
 
 def clip_starts(start: float, end: float, count: int, num_seconds: float) -> np.ndarray:
-    """Start times of the clips that stand for an interval in evaluation: float64 [count], in seconds.
+    """Return start times of the clips that represent an interval in evaluation: float64 `[count]`, seconds.
 
-    They are equally spaced from `start` to the last second at which a clip of `num_seconds` plus a margin of 0.4 s
-    still fits; in a shorter interval all are `start` (antoine77340/MIL-NCE_HowTo100M, youcook_loader.py and
+    They are equally spaced from `start` to the last time at which a clip of `num_seconds` and a margin of 0.4 s still
+    fit. In a shorter interval all of them are `start` (antoine77340/MIL-NCE_HowTo100M, youcook_loader.py and
     msrvtt_loader.py).
     """
     last = max(start, end - num_seconds - CLIP_MARGIN_SECONDS)
@@ -54,11 +54,14 @@ def clip_starts(start: float, end: float, count: int, num_seconds: float) -> np.
 
 
 def frame_windows(num_source_frames: int, count: int, num_frames: int) -> np.ndarray:
-    """Frames of `count` equally spaced windows over a whole video: int64 [count, num_frames], numbered from 0.
+    """Return frame numbers of `count` equally spaced windows over a whole video: int64 `[count, num_frames]`, from 0.
 
-    -1 stands for a black frame: a video with fewer than `num_frames` frames is padded at its end. Starts are cut to
-    whole numbers from float64 values, as the reference does (antoine77340/MIL-NCE_HowTo100M, hmdb_loader.py): for some
-    counts that is one frame earlier than exact arithmetic would give.
+    -1 stands for a black frame: a video with fewer than `num_frames` frames is padded at its end. Starts are truncated
+    float64 values, as in the reference (antoine77340/MIL-NCE_HowTo100M, hmdb_loader.py). For some counts that is one
+    frame earlier than in exact arithmetic.
+
+    Raises:
+      ValueError: If `num_source_frames` is negative.
     """
     if num_source_frames < 0:
         raise ValueError(f"num_source_frames is {num_source_frames}, expected 0 or more")

@@ -1,4 +1,4 @@
-"""Scaling frames with FFmpeg's own scaler, as the references do."""
+"""Scale frames with FFmpeg's scaler, as the references do."""
 
 import numpy as np
 
@@ -12,9 +12,9 @@ except ImportError as error:
 
 
 def scale(frames: np.ndarray, size: int) -> np.ndarray:
-    """Frames uint8 `[T, H, W, 3]` -> `[T, S, S, 3]`, bicubic, wider than a pixel's neighbours where they shrink."""
+    """Return frames uint8 `[T, H, W, 3]` scaled to `[T, S, S, 3]`, bicubic, with antialiasing where they shrink."""
     reformatter, method = VideoReformatter(), Interpolation.BICUBIC | Interpolation.ACCURATE_RND
-    # Colours one by one: FFmpeg would scale RGB by way of YUV, which takes longer and is less exact.
+    # One colour at a time: FFmpeg would convert RGB to YUV for scaling, which is slower and less exact.
     planes = np.ascontiguousarray(frames.transpose(0, 3, 1, 2)).reshape(-1, *frames.shape[1:3])
     scaled = np.empty((len(planes), size, size), np.uint8)
     for number, plane in enumerate(planes):

@@ -1,7 +1,7 @@
-"""Segments of video as mp4 files in memory: written once, read from any whole second on.
+"""Segments of video as mp4 files in memory, written once and read from any whole second on.
 
-Every second begins with a key frame and no frame builds on a later one, so a clip that begins at a whole second is
-decoded without a frame too many.
+Every second begins with a key frame, and no frame depends on a later one. A clip that begins at a whole second is
+therefore decoded without extra frames.
 """
 
 import io
@@ -20,21 +20,21 @@ except ImportError as error:
 
 DEFAULT_CRF = 23
 
-# `fastdecode` halves the time of decoding for a tenth more bytes; `zerolatency` reads no frame ahead of the one that is
-# asked for, and stores none behind a later one. One thread: the same bytes on every machine.
+# `fastdecode` halves the decoding time for a tenth more bytes. `zerolatency` looks no frames ahead and stores frames in
+# the order in which they are shown. One thread gives the same bytes on every machine.
 ENCODER = {"preset": "fast", "tune": "fastdecode,zerolatency", "sc_threshold": "0", "threads": "1"}
 
 
 class SegmentError(UserError):
-    """Bytes that are no segment, or a damaged one."""
+    """Error of bytes that are not a segment, or of a damaged segment."""
 
 
 class SegmentEncoder:
-    """Encodes a video once, as one packet a frame; any run of packets from a whole second on can be a segment.
+    """Encoder of a video into one packet per frame; any run of packets from a whole second on can be a segment.
 
     Args:
-      fps: Frames a second.
-      crf: H.264's constant rate factor: 0 is lossless, 23 usual, 51 worst.
+      fps: Frames per second.
+      crf: Constant rate factor of H.264: 0 is lossless, 23 usual, 51 worst.
     """
 
     def __init__(self, fps: int, crf: int = DEFAULT_CRF) -> None:
@@ -47,11 +47,11 @@ class SegmentEncoder:
         self.stream.codec_context.time_base = Fraction(1, fps)
 
     def packets(self, frames: Iterable[np.ndarray]) -> Iterator[bytes]:
-        """Encodes frames uint8 `[H, W, 3]`, RGB, even sides; once for each encoder."""
+        """Encode RGB frames, uint8 `[H, W, 3]` with even sides, and yield their packets; only once per encoder."""
         for number, array in enumerate(frames):
             if not number:
                 self.stream.height, self.stream.width = array.shape[:2]
-                self.container.start_encoding()  # now the stream says how its packets are to be read
+                self.container.start_encoding()  # now the stream has the codec data that readers need
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
             frame.pts, frame.time_base = number, Fraction(1, self.fps)
             yield from map(bytes, self.stream.encode(frame))
@@ -59,7 +59,7 @@ class SegmentEncoder:
             yield from map(bytes, self.stream.encode(None))
 
     def mp4(self, packets: Sequence[bytes]) -> bytes:
-        """The file of some packets, the first of which begins a second."""
+        """Return the mp4 file of packets, the first of which must begin a second; no bytes for no packets."""
         if not packets:
             return b""
         file = io.BytesIO()
@@ -75,7 +75,7 @@ class SegmentEncoder:
 
 
 def segment_length(data: bytes) -> int:
-    """Number of frames of a segment. Raises SegmentError where it cannot be read."""
+    """Return the number of frames of a segment; raise SegmentError if it cannot be read."""
     if not data:
         return 0
     with _opened(data) as container:
@@ -85,18 +85,19 @@ def segment_length(data: bytes) -> int:
 def decode_segment(
     data: bytes, first: int, count: int, *, window: tuple[int, int, int] | None = None, size: int | None = None
 ) -> np.ndarray:
-    """Decodes frames `first` to `first + count - 1` of a segment: uint8 `[count, H, W, 3]`, RGB, black after its end.
+    """Return frames `first` to `first + count - 1` of a segment: uint8 `[count, H, W, 3]`, RGB, black after its end.
 
     Args:
-      data: What `SegmentEncoder.mp4` gave.
+      data: File from `SegmentEncoder.mp4`.
       first: Number of the first frame.
       count: Number of frames.
-      window: Top, left and side of the square to keep, pixels; all if not given.
-      size: Scales the window to this side (bicubic). Its corner then lies at even pixels, as where FFmpeg crops such
-        video: colours have half the resolution.
+      window: Top, left and side of the square to keep, pixels; None for whole frames.
+      size: Side to which the window is scaled (bicubic), pixels; None keeps its size. If given, the window is rounded
+        down to even pixels, as FFmpeg crops such video, since colours have half the resolution.
 
     Raises:
-      SegmentError: where the bytes are damaged, or there are none and no size is given.
+      SegmentError: If the bytes are damaged or frames do not hold the window; for no bytes, if neither window nor size
+        is given.
     """
     top, left, height, width = (0, 0, 0, 0) if window is None else (*window, window[2])
     frames: list[av.VideoFrame] = []
@@ -139,7 +140,7 @@ def _opened(data: bytes) -> av.container.InputContainer:
 def _frames(
     container: av.container.InputContainer, stream: av.VideoStream, first: int, count: int
 ) -> list[av.VideoFrame]:
-    """The frames of that range that there are, decoded from the key frame before it."""
+    """Return the existing frames of a range, decoded from the key frame before it."""
     last = min(first + count, stream.frames) - 1
     if last < first:
         return []
@@ -165,8 +166,8 @@ def _frames(
 
 
 def _cropped(frames: Sequence[av.VideoFrame], top: int, left: int, height: int, width: int) -> np.ndarray:
-    """A window of frames in RGB: `[T, H, W, 3]`."""
-    # Only what is shown is converted, widened to even pixels, and all frames in one call: they lie below one another.
+    """Return a window of frames in RGB: uint8 `[T, H, W, 3]`."""
+    # Only the window, widened to even pixels, is converted, and all frames in one call, stacked on top of one another.
     begin, above = left - left % 2, top - top % 2
     wide, high = (left + width + 1) // 2 * 2 - begin, (top + height + 1) // 2 * 2 - above
     planes = zip(*(_window(frame, above, begin, high, wide) for frame in frames), strict=True)
@@ -177,7 +178,7 @@ def _cropped(frames: Sequence[av.VideoFrame], top: int, left: int, height: int, 
 
 
 def _scale(frames: Sequence[av.VideoFrame], top: int, left: int, height: int, width: int, video: np.ndarray) -> None:
-    """A window of frames, in RGB, scaled to fit `video` `[>=T, S, S, 3]`."""
+    """Scale a window of T frames to S x S, in RGB, into the first T frames of `video`, uint8 `[N, S, S, 3]`."""
     top, left, height, width = (number - number % 2 for number in (top, left, height, width))
     size, reformatter = video.shape[1], VideoReformatter()
     for number, frame in enumerate(frames):
@@ -187,7 +188,7 @@ def _scale(frames: Sequence[av.VideoFrame], top: int, left: int, height: int, wi
 
 
 def _window(frame: av.VideoFrame, top: int, left: int, height: int, width: int) -> list[np.ndarray]:
-    """A window of a yuv420p frame, all numbers even: its three planes."""
+    """Return the three planes of a window of a yuv420p frame; all numbers must be even."""
     window = []
     for plane, half in zip(frame.planes, (0, 1, 1), strict=True):
         pixels = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
@@ -196,6 +197,6 @@ def _window(frame: av.VideoFrame, top: int, left: int, height: int, width: int) 
 
 
 def _packed(planes: Sequence[np.ndarray]) -> np.ndarray:
-    """Three planes of a yuv420p picture in the one array that PyAV takes."""
+    """Return the three planes of a yuv420p picture as the one array that PyAV expects."""
     width = planes[0].shape[1]
     return np.concatenate([np.ascontiguousarray(plane).reshape(-1) for plane in planes]).reshape(-1, width)

@@ -1,4 +1,4 @@
-"""Windows of a video, cut while it streams: a video of any length costs the memory of a few windows."""
+"""Windows of a video, cut while it is decoded, so that memory does not depend on its length."""
 
 import collections
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,7 @@ import numpy as np
 from vlm_jax.video import decode
 
 CROPS = ("center", "none")
-"""The largest square in the middle, or the whole frame squeezed into a square."""
+"""Crops of a frame: `center`, its largest central square, and `none`, the whole frame squeezed into a square."""
 
 
 def window_batches(
@@ -27,24 +27,24 @@ def window_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yield batches of the windows of a video, the last one padded.
 
-    Window i holds the frames from i * stride on, counted at `fps` from the video's beginning. Windows follow one
-    another until one holds the last frame; frames beyond the video are black.
+    Window i begins at frame i * stride, counted at `fps` from the video's beginning. The last window is the first one
+    that holds the last frame. Frames beyond the video are black.
 
     Args:
-      path: A video file.
-      window: T, frames of a window.
-      stride: Frames from one window to the next.
+      path: Video file.
+      window: Number of frames per window, T.
+      stride: Number of frames from one window to the next.
       fps: Frames per second.
-      size: S, height and width of a frame, pixels.
+      size: Height and width of a frame, S, pixels.
       crop: One of `CROPS`.
-      batch_size: B.
-      threads: Decoder threads, 0 for one per core.
+      batch_size: Number of windows per batch, B.
+      threads: Number of decoder threads, 0 for one per core.
 
     Yields:
-      `video` uint8 `[B, T, S, S, 3]`, `mask` `[B]`, 0 for padding, and `index` `[B]`, the window's number.
+      `video` uint8 `[B, T, S, S, 3]`; `mask` int32 `[B]`, 0 for padding; `index` int32 `[B]`, the window's number.
 
     Raises:
-      VideoError: where the file cannot be used, or holds no frame at this rate.
+      VideoError: If the file cannot be used, or has no frame at this rate.
     """
     filters = decode.square_crop(size) if crop == "center" else f"scale={size}:{size}"
     frames = decode.stream_frames(path, fps=Fraction(str(fps)), filters=filters, threads=threads)
@@ -65,12 +65,12 @@ def window_batches(
             batch["mask"][place], batch["index"][place] = 1, number
             count += 1
         if not count:
-            raise decode.VideoError(path, "no frames", f"shorter than a frame at {fps} a second")
+            raise decode.VideoError(path, "no frames", f"shorter than a frame at {fps} frames per second")
         yield batch
 
 
 def _windows(frames: Iterable[np.ndarray], window: int, stride: int) -> Iterator[list[np.ndarray]]:
-    """Windows of up to `window` frames that begin every `stride` frames, until one holds the last frame."""
+    """Yield windows of up to `window` frames that begin every `stride` frames, until one holds the last frame."""
     held: collections.deque[np.ndarray] = collections.deque(maxlen=window)
     count, end = 0, window
     for count, frame in enumerate(frames, start=1):

@@ -18,7 +18,7 @@ except ImportError as error:
 # Ticks per second of files with given frame times: exact for 24, 25, 30, 50, 60 and 30000/1001 frames per second.
 TICKS = 90_000
 
-# Containers that can say how their frames are to be turned.
+# Containers that can store a rotation.
 ROTATABLE = (".mp4", ".mov", ".mkv", ".webm")
 
 
@@ -32,22 +32,22 @@ def write_video(
     times: Sequence[Fraction] | None = None,
     gop: int | None = None,
 ) -> None:
-    """Writes RGB frames, uint8 [T, H, W, 3] or an iterable of [H, W, 3], as a video file.
+    """Write RGB frames as a video file.
 
-    The ending of `path` chooses the container: H.264 in .mp4, .mkv, .mov, .avi, .ts, VP9 in .webm. The file appears
-    under its name only when it is complete.
+    The ending of `path` chooses the container and the codec: H.264 in .mp4, .mkv, .mov, .avi and .ts, VP9 in .webm. The
+    file appears under its name only when it is complete.
 
     Args:
-      path: the file; one that is there is replaced.
-      frames: one frame or more.
-      fps: frames per second.
-      lossless: RGB is stored exactly; else colours are halved in size (yuv420p), which needs even sides.
-      rotation: degrees by which a player turns the frames counter-clockwise: 0, 90, 180 or 270.
-      times: the time of each frame in seconds, increasing, for a variable frame rate; k / fps if not given.
-      gop: number of frames from one key frame to the next (H.264), None for the encoder's choice.
+      path: File to write; an existing file is replaced.
+      frames: One frame or more, uint8 `[T, H, W, 3]` or an iterable of `[H, W, 3]`.
+      fps: Frames per second.
+      lossless: If true, RGB is stored exactly; else colours have half the resolution (yuv420p), which needs even sides.
+      rotation: Angle by which a player turns the frames counter-clockwise, degrees: 0, 90, 180 or 270.
+      times: Time of each frame, increasing, seconds, for a variable frame rate; None for k / fps.
+      gop: Number of frames from one key frame to the next (H.264); None for the encoder's choice.
 
     Raises:
-      ValueError: frames, sizes, times or the ending cannot be used.
+      ValueError: If frames, sizes, times or the ending cannot be used.
     """
     path = Path(path)
     if rotation not in (0, 90, 180, 270):
@@ -100,7 +100,7 @@ def _stream(
 ) -> av.VideoStream:
     options = {} if gop is None else {"g": str(gop), "sc_threshold": "0"}
     if variable_rate:
-        options["bf"] = "0"  # with B-frames an .mp4 would state a wrong length
+        options["bf"] = "0"  # with B-frames an .mp4 file would state a wrong length
     if path.suffix.lower() == ".webm":
         codec, pix_fmt = "libvpx-vp9", "gbrp" if lossless else "yuv420p"
         options |= {"cpu-used": "8", "deadline": "realtime"} | ({"lossless": "1"} if lossless else {})
@@ -123,7 +123,7 @@ def _checked(path: Path, frame: np.ndarray, shape: tuple[int, ...] | None) -> np
 
 
 def _ticks(path: Path, times: Sequence[Fraction], index: int, fps: int | Fraction) -> tuple[int, int]:
-    """Start and duration of a frame; the last one lasts 1 / fps."""
+    """Return start and duration of a frame, in ticks; the last frame lasts 1 / fps."""
     if index >= len(times):
         raise ValueError(f"{path}: more frames than the {len(times)} times")
     start = Fraction(times[index])

@@ -1,4 +1,4 @@
-"""The keys of a CTRL config, with the published sizes and recipe (PaddlePaddle/models release/1.8, TACoS)."""
+"""Config of CTRL with the published sizes and recipe (PaddlePaddle/models release/1.8, TACoS)."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ DESCRIBED = (
     "data.text_features",
     "data.window",
 )
-"""Keys that the training data decide, and that stay with a checkpoint."""
+"""Keys that the training data decide; evaluation and prediction take them from the run."""
 
 MAY_CHANGE = (
     "moments",
@@ -27,11 +27,11 @@ MAY_CHANGE = (
     "data.video_features.checkpoint",
     "data.text_features.checkpoint",
 )
-"""Keys that may differ when a run is resumed: evaluation, workers, and where its data lie."""
+"""Keys that may differ when a run is resumed: evaluation, prediction and paths of data."""
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
-    """Return what the training data say about themselves, by config key."""
+    """Return the values of config keys that the training data state about themselves."""
     found: dict[str, Any] = {}
     if windows := find_protocol(config.data.windows):
         found["model.visual_dim"] = 3 * windows["feature_dim"]
@@ -55,18 +55,19 @@ def default_config() -> ConfigDict:
     config.data.windows = "data/tacos/windows_train"
     config.data.queries = "data/tacos/queries"
     config.data.split = "train"
-    # A window trains with a moment if they overlap by more than this and less of it than that lies outside.
+    # A window is paired with a moment if they overlap by more than min_overlap, and if less than max_outside of the
+    # window lies outside the moment.
     config.data.min_overlap = 0.5
     config.data.max_outside = 0.15
-    # Whether a batch may hold two windows of one moment, each of which is then a wrong one for the other's sentence.
+    # If true, a batch holds no two windows of one moment. Each would be a wrong one for the other's sentence.
     config.data.unique_clips = False
-    # Frames that stand around a window: `context_num` stretches of `context_size` frames on each side; 'exact' or
-    # 'nearest' says which windows stand for them.
+    # Context of a window: `context_num` stretches of `context_size` frames on each side. 'exact' or 'nearest' chooses
+    # the windows that represent them, see `windows.context`.
     config.data.context_num = 1
     config.data.context_size = 128
     config.data.context = "exact"
-    # What the features of windows and sentences were made with, '' and {} for the released files, and how windows were
-    # cut. The data say so themselves: see `describe`.
+    # Origin of the features of windows and sentences, '' and {} for the released files, and the cut of the windows. The
+    # data state all of these, see `describe`.
     config.data.video_source, config.data.text_source = "", ""
     config.data.video_features, config.data.text_features = ConfigDict({}), ConfigDict({})
     config.data.window = ConfigDict({"fps": 0.0, "lengths": (64, 128, 256, 512), "overlap": 0.8})
@@ -79,13 +80,13 @@ def default_config() -> ConfigDict:
             "use_bias": False,
             "normalisation": "added",
             "projection_std": 1.0,
-            # 0 is sqrt(2 / inputs).
+            # 0 stands for sqrt(2 / inputs).
             "head_std": 0.0,
             "factored": True,
             "dtype": "float32",
         }
     )
-    # A right pair weighs positive_weight + alpha, a wrong one alpha, which is 1 / batch_size where it is 0.
+    # The weight of a right pair is positive_weight + alpha, that of a wrong one alpha; 0 stands for 1 / batch_size.
     config.loss = ConfigDict({"positive_weight": 1.0, "alpha": 0.0, "regression_weight": 0.01})
     config.optimizer.epsilon_before_correction = True
     config.optimizer.clip_norm = 5.0
@@ -94,10 +95,10 @@ def default_config() -> ConfigDict:
     config.evaluate.batch_size = 256
     # Evaluators by name.
     config.moments = ConfigDict({})
-    # Where launch/predict.py finds windows, and the sentences of videos that are listed without any.
+    # Data of launch/predict.py: windows, and the sentences of videos that are listed without any.
     config.predict = ConfigDict(
         {"windows": "data/tacos/windows_test", "queries": "data/tacos/queries", "split": "test"}
     )
-    # Sentences and windows that evaluation compares at the same time.
+    # Number of sentences and of windows that evaluation compares at the same time.
     config.tile = ConfigDict({"sentences": 16, "windows": 256})
     return config

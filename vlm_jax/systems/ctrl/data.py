@@ -1,4 +1,4 @@
-"""CTRL's records. Windows and sentences are two data sets, each record a video or a sentence."""
+"""Records of CTRL: a data set of windows, one record per video, and one of sentences, one record per sentence."""
 
 from collections.abc import Container
 
@@ -13,7 +13,7 @@ from vlm_jax.systems.ctrl.samples import MomentData, SampleSpec, Sentence, Video
 
 
 def _tensor(*shape: int | None, dtype: type = np.float64) -> tfds.features.Tensor:
-    # As bytes: the only form for several unknown sizes, and the only one that keeps float64.
+    # As bytes: TFDS has no other encoding for several unknown sizes, nor one that keeps float64.
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 
 
@@ -26,23 +26,23 @@ WINDOW_FEATURES = tfds.features.FeaturesDict(
         "features": _tensor(None, None, dtype=np.float32),
     }
 )
-"""A video: the first and last frame of its W windows, in the order of their files' names, and their features `[W, C]`;
-fps and num_frames are 0 where they are not known."""
+"""Features of a video's record: `spans` `[W, 2]`, first and last frame of its windows in the order of their file names,
+and `features` `[W, C]`; `fps` and `num_frames` are 0 if they are not known."""
 QUERY_FEATURES = tfds.features.FeaturesDict(
     {"qid": tfds.features.Text(), "video": tfds.features.Text(), "text": tfds.features.Text()}
     | {"vector": _tensor(None, dtype=np.float32), "span": _tensor(2), "fps": _tensor()}
 )
-"""A sentence: its name, vector `[S]`, and the first and last frame of what it describes; fps is 0 where it is not
-known."""
+"""Features of a sentence's record: `vector` `[S]`, its embedding, and `span` `[2]`, first and last frame of its moment;
+`fps` is 0 if it is not known."""
 WINDOWS = "windows"
-"""The split that holds all windows of a data set."""
+"""Name of the split that holds all windows of a data set."""
 
 
 def load(window_directory: str, query_directory: str, split: str, spec: SampleSpec) -> MomentData:
     """Read the sentences of a split and the windows of their videos.
 
     Raises:
-      DataError: for a data set that is missing or damaged, or was made for other sizes or of other features.
+      DataError: If a data set is missing or damaged, or was made for other sizes or from other features.
     """
     queries = load_queries(query_directory, split, spec)
     return MomentData(load_windows(window_directory, {query.video for query in queries}, spec), queries)
@@ -67,7 +67,7 @@ def load_queries(directory: str, split: str, spec: SampleSpec) -> list[Sentence]
 
 
 def load_windows(directory: str, videos: Container[str], spec: SampleSpec) -> list[Video]:
-    """Read the windows of some videos, those that have any, sorted by name; raises DataError as `load` does."""
+    """Read the windows of those `videos` that have any, sorted by name; raises DataError as `load` does."""
     found = Split(directory, WINDOWS)
     wanted = {"kind": "ctrl_windows", "feature_dim": spec.visual_dim // 3, "video_source": spec.video_source}
     check_protocol(directory, found.protocol, wanted)

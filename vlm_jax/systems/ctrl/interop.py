@@ -1,4 +1,4 @@
-"""Names of CTRL's arrays in PaddlePaddle/models (`TALL.pdparams`) and in jiyanggao/TALL, and its sentence files."""
+"""Conversion of CTRL checkpoints of PaddlePaddle/models (`TALL.pdparams`) and jiyanggao/TALL, and sentence files."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ PREFIX = "CTRL_Model/"
 ORIGINAL = ("v2s_lt", "s2s_lt", "vs_multilayer_lt/layer1", "vs_multilayer_lt/layer2")
 OURS = ("clip_projection", "sentence_projection", "hidden", "output")
 
-# A convolution of one pixel, channels first and last: [O, I, 1, 1] and [1, 1, I, O] <-> [I, O].
+# Kernels of 1x1 convolutions, output channels first or last: [O, I, 1, 1] or [1, 1, I, O] <-> [I, O].
 FIRST = Transform(lambda array: np.squeeze(array, (2, 3)).T, lambda array: array.T[..., None, None])
 LAST = Transform(lambda array: np.squeeze(array, (0, 1)), lambda array: array[None, None])
 
@@ -47,11 +47,11 @@ ORIGINAL_RULES = tuple(
 
 
 class ClipSentences(NamedTuple):
-    """A moment of the ground truth.
+    """Sentences about one moment of the ground truth.
 
     Attributes:
-      name: Such as 's13-d21.avi_92_140'.
-      vectors: `[n, S]` float32, one a sentence.
+      name: Name of the moment, such as 's13-d21.avi_92_140'.
+      vectors: Embeddings of its sentences, float32 `[N, S]`.
     """
 
     name: str
@@ -59,10 +59,10 @@ class ClipSentences(NamedTuple):
 
 
 def state_dict(source: Any) -> dict[str, np.ndarray]:
-    """A checkpoint's arrays, under the names of either reference.
+    """Return the arrays of a checkpoint under the names of its reference.
 
     Raises:
-      ConversionError: where they are neither's.
+      ConversionError: If the names are those of neither reference.
     """
     found = dict(source) if isinstance(source, Mapping) else {}
     found = {name.removesuffix(":0"): value for name, value in found.items() if isinstance(name, str)}
@@ -75,7 +75,7 @@ def state_dict(source: Any) -> dict[str, np.ndarray]:
 
 
 def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """The config keys that a state dict decides, by section."""
+    """Return the config keys that a state dict decides, by section."""
     original = _is_original(source)
     visual, sentence, hidden = (
         source[name] for name in ([f"{PREFIX}{layer}/weights" for layer in ORIGINAL[:3]] if original else PADDLE[:3])
@@ -93,28 +93,28 @@ def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]
 
 
 def to_variables(source: Mapping[str, np.ndarray], expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Our variables from a state dict; raises ConversionError for names or shapes that do not fit `expected`."""
+    """Convert a state dict to variables; raises ConversionError for names or shapes that do not fit `expected`."""
     if _is_original(source):
         return convert({name.replace("/", "."): array for name, array in source.items()}, ORIGINAL_RULES, expected)
     return convert(source, PADDLE_RULES, expected)
 
 
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A state dict from our variables: under the original's names where there are biases, else under Paddle's."""
+    """Convert variables to a state dict with the names of jiyanggao/TALL if there are biases, else with Paddle's."""
     if "bias" in variables["params"][OURS[0]]:
         return {name.replace(".", "/"): array for name, array in invert(variables, ORIGINAL_RULES).items()}
     return invert(variables, PADDLE_RULES)
 
 
 def clip_sentences(content: Any, dim: int) -> list[ClipSentences]:
-    """Moments and their sentences' vectors, cut to `dim`, from the content of `train_clip-sentvec.pkl`.
+    """Return the moments of `train_clip-sentvec.pkl` with their sentences' vectors, cut to `dim` numbers.
 
     Args:
-      content: A list of `[name, [vector, ...]]`, names as text or as bytes (the files were written by Python 2).
-      dim: S.
+      content: List of `[name, [vector, ...]]`; names are text or bytes (the files were written by Python 2).
+      dim: Size of a vector, S.
 
     Raises:
-      ConversionError: naming the first entry of another form.
+      ConversionError: If an entry has another form; it names the first one.
     """
     if not isinstance(content, list | tuple):
         raise ConversionError(f"sentence vectors: expected a list of [name, [vector, ...]], found {type(content)}")

@@ -1,4 +1,4 @@
-"""Alignment of sentences and windows with regression of boundaries, over the global batch."""
+"""Loss of CTRL over the global batch: alignment of sentences and windows, and regression of boundaries."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 
 class AlignmentLoss(NamedTuple):
-    """A loss and its parts, scalars.
+    """Loss and its parts, scalars.
 
     Attributes:
-      total: Alignment plus the weighted regression.
-      alignment: Mean logistic loss of all pairs.
-      regression: Mean distance of the offsets, in their unit.
+      total: Alignment plus weighted regression.
+      alignment: Mean weighted logistic loss of all pairs.
+      regression: Mean absolute error of the offsets, in their unit.
     """
 
     total: jax.Array
@@ -28,18 +28,19 @@ def alignment_regression(
     alpha: float | None = None,
     regression_weight: float = 0.01,
 ) -> AlignmentLoss:
-    """CTRL's loss (Gao et al. 2017, section 3.4; PaddlePaddle/models release/1.8, tall_net.py).
+    """Return the loss of CTRL (Gao et al. 2017, section 3.4; PaddlePaddle/models release/1.8, tall_net.py).
 
-    Pair (i, i) is right, every other one wrong, whatever the moments' real overlap. With the weight w of a pair,
-    `alpha` and on the diagonal `positive_weight` more, the alignment is the mean over B x B of w log(1 + exp(-+score)):
-    the code's 1/B^2, a B-th of the paper's formula. The regression is the plain distance, a mean over B x 2 values.
+    Pair (i, i) is right and every other pair wrong, whatever the moments' real overlap. The weight w of a pair is
+    `alpha`, plus `positive_weight` on the diagonal. The alignment is the mean over B x B values of
+    w log(1 + exp(-score)) for right pairs and w log(1 + exp(score)) for wrong ones. It is normalised by 1/B^2 as in the
+    code; the paper's formula has 1/B. The regression is the mean absolute error over B x 2 values.
 
     Args:
-      outputs: `[B, B, 3]`, sentence, window, (score, start offset, end offset).
-      offsets: `[B, 2]`, what those of the pairs (i, i) should be.
-      positive_weight: Of a right pair beside `alpha`.
-      alpha: Of every pair; None for 1 / B.
-      regression_weight: Lambda.
+      outputs: Score, start offset and end offset of every pair, `[B, B, 3]`; sentences first, then windows.
+      offsets: Target offsets of the pairs (i, i), `[B, 2]`.
+      positive_weight: Weight of a right pair in addition to `alpha`.
+      alpha: Weight of every pair; None for 1 / B.
+      regression_weight: Weight of the regression (lambda).
     """
     outputs = jnp.asarray(outputs)
     outputs = outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
@@ -48,6 +49,6 @@ def alignment_regression(
     weight = positive_weight * right + (1 / batch if alpha is None else alpha)
     alignment = (weight * jax.nn.softplus((1 - 2 * right) * outputs[..., 0])).mean()
     error = jnp.diagonal(outputs[..., 1:]).T - offsets
-    # Not jnp.abs, whose gradient at 0 is 1 and not the references' 0.
+    # Not jnp.abs, whose gradient at 0 is 1; that of the references is 0.
     regression = (error * jax.lax.stop_gradient(jnp.sign(error))).mean()
     return AlignmentLoss(alignment + regression_weight * regression, alignment, regression)

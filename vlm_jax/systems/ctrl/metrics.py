@@ -1,4 +1,4 @@
-"""How CTRL's answers are counted and written (PaddlePaddle/models release/1.8, `metrics/tall_metrics`)."""
+"""Metrics and result files of CTRL (PaddlePaddle/models release/1.8, `metrics/tall_metrics`)."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,19 @@ import numpy as np
 from vlm_jax.metrics.moments import hits, hull_overlap
 
 SUPPRESSION_MARGIN = 0.05
-"""What the overlap that suppression allows is below the threshold of a right answer."""
+"""Difference between the IoU threshold of a right answer and the IoU threshold of its NMS."""
 VERSION = "VERSION 1.0"
 
 
 class Answers(NamedTuple):
-    """What was found for the sentences of one video.
+    """Segments predicted for the S sentences of one video.
 
     Attributes:
-      video: Its name.
-      truth: `[S, 2]`, frames.
-      windows: W, how many there were to choose from.
-      best: For each threshold of overlap the picks `[S, K, 3]` (start, end, score), best first, NaN where there are no
-        more.
+      video: Name of the video.
+      truth: True segments, `[S, 2]`, frames.
+      windows: Number of windows of the video, W.
+      best: Top K segments `[S, K, 3]` (start and end in frames, score) by IoU threshold, best first, NaN where there
+        are no more.
     """
 
     video: str
@@ -31,9 +31,9 @@ class Answers(NamedTuple):
 
 
 def correct_counts(answers: Answers, ks: Sequence[int]) -> np.ndarray:
-    """How many sentences have a right answer among the first k: `[len(best), len(ks)]`.
+    """Return the number of sentences with a right answer among the first k: `[len(best), len(ks)]`.
 
-    A pick is right if its overlap with the truth is the threshold or more.
+    An answer is right if its overlap with the truth is the threshold or more.
     """
     rows = []
     for threshold, segments in answers.best.items():
@@ -45,18 +45,18 @@ def correct_counts(answers: Answers, ks: Sequence[int]) -> np.ndarray:
 def summarize(
     answers: Sequence[Answers], ks: Sequence[int], *, count_videos_without_windows: bool = False
 ) -> dict[str, float]:
-    """Recall over all sentences, `mIoU` of the best segment, and counts.
+    """Return recall at K over all sentences, `mIoU` of the best segments, and numbers of sentences.
 
-    Recalls are fractions: `R@1,IoU=0.5` and so on, and `mean_R@1` and so on over all thresholds.
+    Recalls are fractions: `R@{k},IoU={threshold}`, and `mean_R@{k}` over all thresholds.
 
     Args:
-      answers: One a video.
-      ks: Of the recall.
-      count_videos_without_windows: Whether their sentences count, as wrong (jiyanggao/TALL), or not at all
-        (PaddlePaddle/models); there are `sentences_without_windows` of them.
+      answers: Answers, one entry per video.
+      ks: Numbers of segments that count, K.
+      count_videos_without_windows: If true, sentences of videos without windows count as wrong (jiyanggao/TALL); else
+        they do not count (PaddlePaddle/models). Their number is `sentences_without_windows`.
 
     Raises:
-      ValueError: where there is no sentence to judge.
+      ValueError: If there is no sentence to score.
     """
     without = sum(len(answer.truth) for answer in answers if not answer.windows)
     judged = [answer for answer in answers if len(answer.truth) and (answer.windows or count_videos_without_windows)]
@@ -82,12 +82,15 @@ def summarize(
 
 
 def results_text(metrics: Mapping[str, float]) -> str:
-    """The reference's `TALL_test_res_.json`."""
+    """Return the content of the reference's `TALL_test_res_.json`."""
     return _text({"best_R1_IOU5": metrics["R@1,IoU=0.5"], "best_R5_IOU5": metrics["R@5,IoU=0.5"]})
 
 
 def predictions_text(answers: Sequence[Answers], threshold: float = 0.5) -> str:
-    """The reference's `TALL_infer_res_.json`: `[number, start, end]` of each sentence's best segment, by video."""
+    """Return the content of the reference's `TALL_infer_res_.json`.
+
+    It lists by video `[number, start, end]` of each sentence's best segment, in frames.
+    """
     return _text(
         {
             answer.video: [
@@ -102,10 +105,18 @@ def predictions_text(answers: Sequence[Answers], threshold: float = 0.5) -> str:
 
 
 def query_line(qid: str, video: str, text: str, best: np.ndarray, fps: float, num_frames: int = 0) -> dict[str, Any]:
-    """Return a sentence with its segments `[K, 3]` (start, end, score; NaN where there are no more), best first.
+    """Return a sentence and its segments as a JSON object.
 
-    In frames, and in seconds where frames per second are known. Where the number of frames is known, segments are cut
-    at the ends of the video, and those that lie beyond are left out; the reference's own files hold them as they are.
+    Segments are given in frames, and in seconds if `fps` is known. If `num_frames` is known, they are clipped to the
+    video, and those that lie outside are dropped; the reference's files hold them as they are.
+
+    Args:
+      qid: Name of the sentence.
+      video: Name of the video.
+      text: The sentence itself.
+      best: Segments, `[K, 3]` (start and end in frames, score), best first, NaN where there are no more.
+      fps: Frames per second, 0 if not known.
+      num_frames: Number of frames of the video, 0 if not known.
     """
     if num_frames:
         best = np.concatenate([np.clip(best[:, :2], 0, num_frames), best[:, 2:]], 1)

@@ -1,7 +1,7 @@
-"""CTRL: scores windows of a video against sentences and shifts their boundaries (Gao et al. 2017).
+"""Network of CTRL, which scores windows of a video against sentences and shifts their boundaries (Gao et al. 2017).
 
-References: PaddlePaddle/models release/1.8, `PaddleCV/video/models/tall/tall_net.py`, which is the default here, and
-jiyanggao/TALL, `ctrl_model.py`, by its options. Rows of every matrix are sentences, columns are windows ("clips").
+References: PaddlePaddle/models release/1.8, `PaddleCV/video/models/tall/tall_net.py` (the defaults), and
+jiyanggao/TALL, `ctrl_model.py` (by options). Rows of every matrix are sentences, columns are windows ("clips").
 """
 
 import flax.linen as nn
@@ -12,22 +12,23 @@ from vlm_jax.models.layers import Initializer, compute_in, kaiming_normal
 from vlm_jax.ops.products import multiply
 
 NORMALISATIONS = ("added", "floor")
-"""How an embedding's length is kept from 0: 1e-12 added to its square, or the square's least value."""
+"""L2 normalisations of embeddings: `added` adds 1e-12 to the squared length, `floor` raises it to at least 1e-12."""
 EPSILON = 1e-12
 
 
 class Ctrl(nn.Module):
-    """Both projections and the comparison of every sentence with every window.
+    """Projections of windows and sentences, and the comparison of every sentence with every window.
 
     Attributes:
-      dim: D, of the embeddings.
-      hidden_dim: H, of a pair.
-      use_bias: Of all four layers.
+      dim: Size of the embeddings, D.
+      hidden_dim: Size of the hidden layer over a pair.
+      use_bias: If true, all four layers have a bias.
       normalisation: One of `NORMALISATIONS`.
-      projection_std: Of the projections' initial weights; not scaled by their inputs, as in both references.
-      head_std: Of the comparison's initial weights; 0 for sqrt(2 / inputs).
-      factored: Whether `compare` works out once a window and once a sentence what needs no pair.
-      dtype: Of the arithmetic.
+      projection_std: Standard deviation of the projections' initial weights, independent of the number of inputs as in
+        both references.
+      head_std: Standard deviation of the comparison's initial weights; 0 for sqrt(2 / inputs).
+      factored: If true, `compare` computes the terms of one window or one sentence once, not once per pair.
+      dtype: Compute type.
     """
 
     dim: int = 1024
@@ -48,29 +49,30 @@ class Ctrl(nn.Module):
         self.output = Weights(3, self.use_bias, head)
 
     def __call__(self, visual: jax.Array, sentence: jax.Array) -> jax.Array:
-        """Every sentence with every window: `[M, V]` and `[N, S]` -> `[N, M, 3]`, see `compare`."""
+        """Compare every sentence `[N, S]` with every window `[M, V]`: `[N, M, 3]`, see `compare`."""
         return self.compare(self.embed_clips(visual), self.embed_sentences(sentence))
 
     def embed_clips(self, visual: jax.Array) -> jax.Array:
-        """`[M, V]` (left context, own and right context features of a window) -> `[M, D]` of length 1."""
+        """Embed windows `[M, V]` (features of left context, window and right context): `[M, D]`, rows of length 1."""
         return self._embed(visual, *self.clip_projection(visual.shape[-1]))
 
     def embed_sentences(self, sentence: jax.Array) -> jax.Array:
-        """`[N, S]` -> `[N, D]` of length 1."""
+        """Embed sentences `[N, S]`: `[N, D]`, rows of length 1."""
         return self._embed(sentence, *self.sentence_projection(sentence.shape[-1]))
 
     def compare(self, clips: jax.Array, sentences: jax.Array) -> jax.Array:
-        """Score, start offset and end offset of every pair.
+        """Return score, start offset and end offset of every pair.
 
-        A pair is `[c * e, c + e, c, e]`, so the first layer's weight has four blocks of D rows; factored, two of its
-        products are of windows alone and of sentences alone. The two forms differ by rounding.
+        The input for a pair is `[c * e, c + e, c, e]`, so the hidden layer's kernel has four blocks of D rows. In the
+        factored form, the terms of c alone and of e alone are computed once per window and once per sentence. The two
+        forms differ by rounding.
 
         Args:
-          clips: c, `[M, D]`.
-          sentences: e, `[N, D]`.
+          clips: Embeddings c of windows, `[M, D]`.
+          sentences: Embeddings e of sentences, `[N, D]`.
 
         Returns:
-          `[N, M, 3]`; offsets in the unit of those in training.
+          `[N, M, 3]`, at least float32; offsets have the unit of the training targets.
         """
         kernel, bias = self.hidden(4 * self.dim)
         clips, sentences, kernel, bias = compute_in(self.dtype, clips, sentences, kernel, bias)
@@ -99,7 +101,7 @@ class Ctrl(nn.Module):
 
 
 class Weights(nn.Module):
-    """A linear layer's kernel `[C, features]` and bias `[features]`, which is 0 where there is none."""
+    """Parameters of a linear layer: kernel `[C, features]` and bias `[features]`, the scalar 0 without `use_bias`."""
 
     features: int
     use_bias: bool
@@ -107,7 +109,7 @@ class Weights(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: int) -> tuple[jax.Array, jax.Array]:
-        """The weights for C inputs."""
+        """Return kernel and bias for C = `inputs` inputs."""
         kernel = self.param("kernel", self.kernel_init, (inputs, self.features))
         if not self.use_bias:
             return kernel, jnp.zeros((), kernel.dtype)

@@ -1,4 +1,4 @@
-"""CTRL's predictor: answers to sentences about videos, without ground truth."""
+"""Predictor of CTRL: moments of videos for sentences, without ground truth."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -29,11 +29,11 @@ from vlm_jax.train.batches import predict_batches
 from vlm_jax.types import Variables
 
 THRESHOLD = 0.5
-"""Segments are suppressed as when answers that overlap by this count as right."""
+"""IoU threshold of a right answer for which segments are suppressed."""
 BATCH = 256
-"""Windows or sentences that are embedded at the same time."""
+"""Number of windows or sentences that are embedded at the same time."""
 FILE = "TALL_infer_res_.json"
-"""The reference's name for predictions."""
+"""Name of the reference's file of predictions."""
 
 
 def make_predictor(config: ConfigDict, variables: Variables, extractor: Extractor) -> "CtrlPredictor":
@@ -42,7 +42,7 @@ def make_predictor(config: ConfigDict, variables: Variables, extractor: Extracto
 
 
 class CtrlPredictor(Predictor):
-    """Finds the moments of a video that a sentence describes."""
+    """Predictor of the moments of a video that a sentence describes."""
 
     def __init__(self, config: ConfigDict, variables: Variables, extractor: Extractor) -> None:
         super().__init__(config, variables)
@@ -56,13 +56,13 @@ class CtrlPredictor(Predictor):
         """Return the best moments of a video file for every sentence, best first.
 
         Args:
-          video: A video file.
-          sentences: As a person writes them; one without a word that the text encoder knows gets no moments.
-          top_k: Moments of each sentence.
+          video: Video file.
+          sentences: Raw sentences; one without a word that the text encoder knows gets no moments.
+          top_k: Largest number of moments per sentence, K.
 
         Raises:
-          VideoError: where the file cannot be used.
-          FeatureError: where the features of training cannot be made here, or the video is shorter than a window.
+          VideoError: If the file cannot be used.
+          FeatureError: If the features of training cannot be made here, or the video is shorter than a window.
         """
         from vlm_jax.video import decode
 
@@ -71,7 +71,9 @@ class CtrlPredictor(Predictor):
         settings, num_frames = self._extractor.video_settings, int(decode.probe(video).duration * cut.fps)
         count, spans, means = feature_windows(features, settings, cut.fps, cut.lengths, cut.overlap, num_frames)
         if not len(spans):
-            raise FeatureError(f"{video}: {count} frames at {cut.fps:g} a second, shorter than {min(cut.lengths)}")
+            raise FeatureError(
+                f"{video}: {count} frames at {cut.fps:g} frames per second, shorter than {min(cut.lengths)}"
+            )
         data = self.config.data
         sides = context(spans, data.context_num, data.context_size, data.context)
         name = Path(video).name
@@ -90,11 +92,11 @@ class CtrlPredictor(Predictor):
 
         Args:
           requests: Videos, or sentences about them.
-          top_k: Segments of each sentence.
+          top_k: Largest number of segments per sentence, K.
 
         Raises:
-          DataError: for data that cannot be used.
-          ConfigError: for vectors of another size, or made otherwise than those of training.
+          DataError: If the data cannot be used.
+          ConfigError: If vectors have another size or another source than those of training.
         """
         from vlm_jax.systems.ctrl import data
 
@@ -125,7 +127,7 @@ class CtrlPredictor(Predictor):
         return Predictions(lines, {FILE: metrics.predictions_text(answers, THRESHOLD)}, missing)
 
     def _answer(self, video: Video, vectors: np.ndarray, top_k: int) -> np.ndarray:
-        """The best segments of a video for sentences `[S, D]`: `[S, K, 3]`, start, end (frames) and score."""
+        """Return the best segments of a video for S sentences: `[S, K, 3]`, start and end in frames, and score."""
         visual = np.stack([video.visual(row) for row in range(len(video.spans))])
         clips = self._embedded(self._embed_clips, "visual", visual)["clip_embedding"]
         texts = self._embedded(self._embed_sentences, "sentence", vectors)["sentence_embedding"]
@@ -143,7 +145,7 @@ class CtrlPredictor(Predictor):
 def _sentences(
     requests: Sequence[Mapping[str, Any]], known: Mapping[str, Sequence[Sentence]], config: ConfigDict
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
-    """What is asked, each sentence with its vector, and what cannot be answered."""
+    """Return the sentences that are asked, each with its vector, and the requests that cannot be answered."""
     found, missing, dim = [], [], config.model.sentence_dim
     for number, request in enumerate(requests):
         video, text = request["video"], request.get("query", "")

@@ -1,7 +1,7 @@
-"""CTRL's samples: windows with their context, sentences, the pairs that training draws, and both pipelines.
+"""Samples of CTRL: windows with context, sentences, pairs for training, and the pipelines of training and evaluation.
 
-Windows and sentences are held in memory. Pairs, offsets and context are worked out from them, so that thresholds may
-change without another preparation.
+Windows and sentences are held in memory. Pairs, offsets and context are computed from them, so thresholds may change
+without preparing the data again.
 """
 
 import dataclasses
@@ -18,19 +18,19 @@ from vlm_jax.types import DataShard
 
 @dataclasses.dataclass(frozen=True)
 class SampleSpec:
-    """How samples are made of windows and sentences.
+    """Settings for making samples from windows and sentences.
 
     Attributes:
       visual_dim: Width of a window with its context, three times that of its own features.
       sentence_dim: Width of a sentence's vector.
-      min_overlap: Smallest overlap of a pair, see `windows.select_pairs`.
-      max_outside: Largest share of the window outside of the moment, see `windows.select_pairs`.
+      min_overlap: Overlap that a pair must exceed, see `windows.select_pairs`.
+      max_outside: Upper limit of the share of the window outside the moment, see `windows.select_pairs`.
       context_num: Number of stretches on each side, see `windows.context`.
       context_size: Number of frames per stretch.
-      context: Which stretches count as context, `exact` or `nearest`.
+      context: Choice of the windows that represent the context, `exact` or `nearest`, see `windows.context`.
       unique_clips: If true, no moment comes twice in a batch.
-      video_source: What the windows' features were made with, as their preparation states it; '' for released files.
-      text_source: What the sentences' vectors were made with; '' for released files.
+      video_source: Source of the windows' features, as their preparation states it; '' for released files.
+      text_source: Source of the sentences' vectors; '' for released files.
     """
 
     visual_dim: int
@@ -51,15 +51,15 @@ class SampleSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """The windows of a video.
+    """Windows of a video.
 
     Attributes:
       name: Name of the video.
       fps: Frames per second, 0 where it is not known.
-      spans: int64 `[W, 2]`, first and last frame of every window.
-      features: float32 `[W, C]`, features of every window.
-      before: int64 `[W, K]`, the windows before each one.
-      after: int64 `[W, K]`, the windows behind each one.
+      spans: First and last frame of every window, int64 `[W, 2]`.
+      features: Features of every window, float32 `[W, C]`.
+      before: Rows of the windows that represent the context before each window, int64 `[W, K]`.
+      after: Rows of the windows that represent the context after each window, int64 `[W, K]`.
       num_frames: Number of frames of the video, 0 where it is not known.
     """
 
@@ -72,21 +72,21 @@ class Video:
     num_frames: int = 0
 
     def visual(self, row: int) -> np.ndarray:
-        """Return what the model sees of a window: `[3 C]`."""
+        """Return the features of a window with its context, the model's input: `[3 C]`."""
         return windows.visual_features(self.features, np.array([row]), self.before, self.after)[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sentence:
-    """A sentence about a moment of a video.
+    """Sentence about a moment of a video.
 
     Attributes:
       qid: Name of the sentence.
       video: Name of the video.
       text: The sentence itself, '' where it is not known.
-      span: `[2]`, first and last frame of the moment.
+      span: First and last frame of the moment, `[2]`.
       fps: Frames per second, 0 where it is not known.
-      vector: `[S]`, embedding of the sentence.
+      vector: Embedding of the sentence, `[S]`.
     """
 
     qid: str
@@ -99,20 +99,23 @@ class Sentence:
 
 @dataclasses.dataclass(frozen=True)
 class MomentData:
-    """The sentences of a split, and the videos that they are about, if there are windows of them."""
+    """Sentences of a split, and those of their videos that have windows.
+
+    A window's number counts the windows of all videos, in the order of `videos`.
+    """
 
     videos: list[Video]
     queries: list[Sentence]
 
     def by_video(self) -> dict[str, list[int]]:
-        """For every video that has sentences their numbers, videos sorted by name, sentences in their order."""
+        """Return the numbers of the sentences of every video that has any, videos sorted by name."""
         found: dict[str, list[int]] = {name: [] for name in sorted({query.video for query in self.queries})}
         for number, query in enumerate(self.queries):
             found[query.video].append(number)
         return found
 
     def spans_by_video(self) -> dict[str, tuple[slice, np.ndarray]]:
-        """For every video that has sentences its windows: which of all, counted over the videos, and `[W, 2]`."""
+        """Return numbers (a slice) and spans `[W, 2]` of the windows of every video that has sentences."""
         found = dict.fromkeys(self.by_video(), (slice(0, 0), np.zeros((0, 2), np.int64)))
         end = 0
         for video in self.videos:
@@ -121,21 +124,21 @@ class MomentData:
         return found
 
     def windows(self) -> list[tuple[Video, int]]:
-        """All windows, counted over the videos: each its video, and its row there."""
+        """Return video and row of every window, in the order of their numbers."""
         return [(video, row) for video in self.videos for row in range(len(video.spans))]
 
     def truth(self, queries: Sequence[int]) -> np.ndarray:
-        """What some sentences describe: `[S, 2]`, frames."""
+        """Return the true spans of sentences, given by their numbers: `[S, 2]`, frames."""
         return np.array([self.queries[number].span for number in queries]).reshape(-1, 2)
 
 
 class Pairs(NamedTuple):
-    """Windows and sentences that describe them.
+    """Pairs of a window and a sentence that describes it.
 
     Attributes:
-      numbers: int64 `[P, 2]`, number of the window, counted over all videos, and of the sentence.
-      offsets: float32 `[P, 2]`, frames from the window's start and end to the moment's.
-      moments: int64 `[P]`, the same number for all pairs of one moment.
+      numbers: Numbers of window and sentence, int64 `[P, 2]`.
+      offsets: Offsets from the window's start and end to the moment's, float32 `[P, 2]`, frames.
+      moments: Number of the moment, int64 `[P]`, the same for all pairs of one moment.
     """
 
     numbers: np.ndarray
@@ -144,7 +147,7 @@ class Pairs(NamedTuple):
 
 
 def find_pairs(data: MomentData, spec: SampleSpec) -> Pairs:
-    """Return all pairs that are good enough to train on."""
+    """Return all pairs whose window and moment overlap enough for training."""
     spans = np.concatenate([np.zeros((0, 2), np.int64), *(video.spans for video in data.videos)])
     truth = data.truth(range(len(data.queries)))
     numbers = windows.select_pairs(
@@ -164,10 +167,10 @@ def find_pairs(data: MomentData, spec: SampleSpec) -> Pairs:
 def train_pipeline(data: MomentData, spec: SampleSpec, shard: DataShard) -> TrainPipeline:
     """Return endless batches of pairs: `visual` `[B, V]`, `sentence` `[B, S]`, `offsets` `[B, 2]`.
 
-    With `spec.unique_clips`, pairs whose moment a batch already holds are drawn again (jiyanggao/TALL, dataset.py).
+    With `spec.unique_clips`, a pair whose moment is already in the batch is drawn again (jiyanggao/TALL, dataset.py).
 
     Raises:
-      DataError: if there are fewer pairs, or moments, than a batch takes.
+      DataError: If there are fewer pairs (with `unique_clips`, moments) than a batch needs.
     """
     pairs, places = find_pairs(data, spec), data.windows()
     count = len(np.unique(pairs.moments)) if spec.unique_clips else len(pairs.numbers)
@@ -190,9 +193,9 @@ def train_pipeline(data: MomentData, spec: SampleSpec, shard: DataShard) -> Trai
 
 
 def evaluation_pipeline(data: MomentData, spec: SampleSpec, shard: DataShard) -> EvaluationPipeline:
-    """Return batches of every window and every sentence once, side by side.
+    """Return batches `visual` `[B, V]` and `sentence` `[B, S]` that hold every window and every sentence once.
 
-    Row i holds window i in `visual` and sentence i in `sentence`; zeros beyond the last.
+    Item i holds window i and sentence i, and zeros where there are no more.
     """
     places = data.windows()
 

@@ -1,4 +1,4 @@
-"""From embeddings to moments: whole matrices of scores, and the segments that are left of each row."""
+"""Scoring of CTRL: comparison of all windows with all sentences, and suppression in each row of scores."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -15,12 +15,13 @@ from vlm_jax.train.scoring import Score, score_matrix
 from vlm_jax.types import Variables
 
 LEAST_WINDOWS = 64
-"""Sets of windows are filled up to this many, or twice, four times as many, so that few sizes are compiled."""
+"""Smallest number that sets of windows are padded to; larger sets are padded to its double, its quadruple and so on, so
+that few sizes are compiled."""
 SENTENCES = 8
-"""Sets of sentences are filled up to a multiple of this many."""
+"""Factor to a multiple of which the number of sentences is padded."""
 
 Compare = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
-"""Embeddings of windows `[M, D]` and sentences `[N, D]` -> `[N, M, 3]` on process 0, None on the others."""
+"""Function from windows `[M, D]` and sentences `[N, D]`, embedded, to `[N, M, 3]` on process 0, None on the others."""
 
 
 def make_comparison(
@@ -29,11 +30,11 @@ def make_comparison(
     """Return a function that compares any number of sentences and windows, compiled once.
 
     Args:
-      model: Network of the variables.
-      variables: Parameters; only those of the comparison are used.
-      mesh: Devices that share the work; all of its processes call the function. Without one, the default device.
+      model: Network.
+      variables: Variables of the network; only the comparison's parameters are used.
+      mesh: Mesh of devices that share the work; all of its processes call the function. None for the default device.
       sentences: Number of sentences that are compared at the same time.
-      windows: Number of windows; memory grows with the product.
+      windows: Number of windows that are compared at the same time; memory grows with sentences x windows.
     """
     params = sharding.replicate(mesh, {name: variables["params"][name] for name in ("hidden", "output")})
     compare, blocks = _comparison(model), {"row_block": sentences, "column_block": windows}
@@ -42,24 +43,25 @@ def make_comparison(
 
 @functools.cache
 def _comparison(model: Ctrl) -> Score:
-    """The comparison as one object for all calls, so that a later evaluation does not compile it again."""
+    """Return the comparison as one object for all calls, so that a later evaluation does not compile it again."""
     return lambda params, sentences, clips: model.apply({"params": params}, clips, sentences, method="compare")
 
 
 def pick(segments: np.ndarray, scores: np.ndarray, limit: float, max_picks: int) -> np.ndarray:
-    """The best segments of every row that overlap no better one by more than `limit`, in float64.
+    """Return the top K segments of every row after greedy NMS in float64.
 
-    Of equal scores the later segment is the better one. Overlap is over the union; segments that end before they begin
-    stay, and of several without length (0 / 0) only one does (PaddlePaddle/models release/1.8, `tall_metrics.py`).
+    Segments whose IoU with a better one exceeds `limit` are dropped. Of equal scores the later segment is the better
+    one. Segments that end before they begin stay, and of several segments of length 0 (0 / 0) only one stays
+    (PaddlePaddle/models release/1.8, `tall_metrics.py`).
 
     Args:
-      segments: `[S, W, 2]`.
-      scores: `[S, W]`.
-      limit: Of the overlap.
-      max_picks: K.
+      segments: Start and end, `[S, W, 2]`.
+      scores: Scores, `[S, W]`.
+      limit: Largest IoU that is kept.
+      max_picks: Number of segments per row, K.
 
     Returns:
-      int32 `[S, K]` into the W, -1 where there are no more.
+      Positions along W, int32 `[S, K]`, -1 where there are no more.
     """
     rows, count = scores.shape
     width = LEAST_WINDOWS
@@ -80,24 +82,24 @@ def answer(
     thresholds: Sequence[float],
     max_picks: int,
 ) -> Answers:
-    """The best segments for the sentences of one video.
+    """Return the best segments for the sentences of one video.
 
     Args:
-      video: Its name.
-      windows: `[W, 2]`, frames.
-      truth: `[S, 2]`, frames.
-      outputs: `[S, W, 3]`, as the model gives them.
-      thresholds: Of a right answer; suppression is done anew for each.
-      max_picks: K.
+      video: Name of the video.
+      windows: First and last frame of every window, `[W, 2]`.
+      truth: True spans, `[S, 2]`, frames.
+      outputs: Outputs of the model, `[S, W, 3]` (score, start offset, end offset).
+      thresholds: IoU thresholds of a right answer; suppression is repeated for each.
+      max_picks: Number of segments per sentence, K.
 
     Raises:
-      ValueError: for a score or an offset that is not finite.
+      ValueError: If a score or an offset is not finite.
     """
     if not np.isfinite(outputs).all():
         raise ValueError(f"evaluation: {video}: a score or an offset is not a finite number")
     segments = np.asarray(windows, np.float64) + outputs[..., 1:].astype(np.float64)
     scored = np.concatenate([segments, outputs[..., :1].astype(np.float64)], -1)
-    padded = np.concatenate([scored, np.full((len(scored), 1, 3), np.nan)], 1)  # what -1 picks
+    padded = np.concatenate([scored, np.full((len(scored), 1, 3), np.nan)], 1)  # the row that index -1 picks
     best = {}
     for threshold in thresholds:
         picks = pick(segments, outputs[..., 0], threshold - SUPPRESSION_MARGIN, max_picks)

@@ -1,4 +1,4 @@
-"""CTRL: the moment that a sentence describes, found among sliding windows (Gao et al. 2017)."""
+"""Task of CTRL, which finds the moment that a sentence describes among sliding windows (Gao et al. 2017)."""
 
 import functools
 import json
@@ -21,10 +21,10 @@ from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipelin
 
 
 def make_task(config: ConfigDict) -> Task:
-    """Builds the task.
+    """Build the task.
 
     Raises:
-      ConfigError: for a model or a loss that cannot be built.
+      ConfigError: If the config has an invalid model or loss.
     """
     if config.batch_groups != 1:
         raise ConfigError(
@@ -70,10 +70,10 @@ def make_task(config: ConfigDict) -> Task:
 
 
 def make_model(config: ConfigDict) -> Ctrl:
-    """The model.
+    """Build the network.
 
     Raises:
-      ConfigError: naming the key.
+      ConfigError: If a key of `config.model` is invalid; it names the key.
     """
     model = config.model
     if model.normalisation not in NORMALISATIONS:
@@ -93,29 +93,29 @@ def make_model(config: ConfigDict) -> Ctrl:
 
 
 def batch_specs(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the global training batch; example i is a window, a sentence that describes it, and its offsets."""
+    """Return the shapes of the global training batch; an example is a window, a sentence about it, and its offsets."""
     sizes = {"visual": config.model.visual_dim, "sentence": config.model.sentence_dim, "offsets": 2}
     return {name: jax.ShapeDtypeStruct((config.batch_size, size), np.float32) for name, size in sizes.items()}
 
 
 def embed_clips(model: Ctrl, variables: Variables, batch: Batch) -> Outputs:
-    """`visual` `[B, V]` -> `clip_embedding` `[B, D]`."""
+    """Embed windows: `visual` `[B, V]` -> `clip_embedding` `[B, D]`."""
     return {"clip_embedding": model.apply(variables, batch["visual"], method="embed_clips")}
 
 
 def embed_sentences(model: Ctrl, variables: Variables, batch: Batch) -> Outputs:
-    """`sentence` `[B, S]` -> `sentence_embedding` `[B, D]`."""
+    """Embed sentences: `sentence` `[B, S]` -> `sentence_embedding` `[B, D]`."""
     return {"sentence_embedding": model.apply(variables, batch["sentence"], method="embed_sentences")}
 
 
 def compare(model: Ctrl, variables: Variables, batch: Batch) -> Outputs:
-    """`clip_embedding` `[M, D]`, `sentence_embedding` `[N, D]` -> `score` `[N, M]`, `offsets` `[N, M, 2]`."""
+    """Compare `clip_embedding` `[M, D]` with `sentence_embedding` `[N, D]`: `score` `[N, M]`, `offsets` `[N, M, 2]`."""
     out = model.apply(variables, batch["clip_embedding"], batch["sentence_embedding"], method="compare")
     return {"score": out[..., 0], "offsets": out[..., 1:]}
 
 
 def load(config: ConfigDict, windows: str, queries: str, split: str) -> tuple[samples.MomentData, samples.SampleSpec]:
-    """Read the sentences of a split with their videos' windows; return them and how samples are made."""
+    """Read the sentences of a split with the windows of their videos; return them and the settings of samples."""
     from vlm_jax.systems.ctrl import data
 
     spec = make_sample_spec(config)
@@ -123,13 +123,13 @@ def load(config: ConfigDict, windows: str, queries: str, split: str) -> tuple[sa
 
 
 def truth_of(query: samples.Sentence) -> dict[str, list]:
-    """What a sentence describes: frames, and `[[start, end]]` in seconds where these are known."""
+    """Return the moment of a sentence: first and last frame, and `[[start, end]]` in seconds if `fps` is known."""
     frames = query.span.tolist()
     return {"truth_frames": frames} | ({"truth": [[frame / query.fps for frame in frames]]} if query.fps else {})
 
 
 def make_sample_spec(config: ConfigDict) -> samples.SampleSpec:
-    """Return how samples are made."""
+    """Return the settings of samples in a config."""
     names = ("min_overlap", "max_outside", "context_num", "context_size", "context", "unique_clips")
     names += ("video_source", "text_source")
     sizes = {"visual_dim": config.model.visual_dim, "sentence_dim": config.model.sentence_dim}
@@ -137,11 +137,11 @@ def make_sample_spec(config: ConfigDict) -> samples.SampleSpec:
 
 
 def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
-    """All sentences of every video against all its windows; the best segments of each, after suppression."""
+    """Return the evaluator that compares the sentences of every video with its windows and suppresses overlaps."""
     wanted = config.moments[name]
     thresholds, ks = tuple(wanted.thresholds), tuple(wanted.ks)
 
-    # Read once, when it is first needed.
+    # Read once, on first use.
     loaded = functools.cache(lambda: load(config, wanted.windows, wanted.queries, wanted.split))
 
     def data(shard: DataShard) -> Pipeline:
@@ -158,7 +158,7 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
             rows, windows = spans[video]
             pairs = run(outputs["clip_embedding"][rows], outputs["sentence_embedding"][numbers])
             if pairs is None:
-                continue  # process 0 has them
+                continue  # only process 0 has the scores
             found = answer(video, windows, content.truth(numbers), pairs, thresholds, max(ks))
             best[numbers] = np.stack([found.best[threshold] for threshold in thresholds], 1)
         return {"best": best}
@@ -185,7 +185,7 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
             (folder / f"{name}_predictions.json").write_text(metrics.predictions_text(found))
             if {1, 5} <= set(ks):
                 (folder / f"{name}_recall.json").write_text(metrics.results_text(summarize(outputs)))
-        # Suppressed as for the threshold next to 0.5.
+        # Segments suppressed for the threshold nearest to 0.5.
         place = min(range(len(thresholds)), key=lambda number: abs(thresholds[number] - 0.5))
         content, _ = loaded()
         num_frames = {video.name: video.num_frames for video in content.videos}
@@ -208,7 +208,7 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
             "data": wanted.queries,
             "split": wanted.split,
             "thresholds": list(thresholds),
-            "context": f"{config.data.context}, {config.data.context_num} x {config.data.context_size} frames a side",
+            "context": f"{config.data.context}, {config.data.context_num} x {config.data.context_size} frames per side",
             "suppression": f"greedy, for every threshold anew, at the threshold less {metrics.SUPPRESSION_MARGIN}",
             "ties": "of equal scores the later window is the better one",
             "average": "over sentences; those of videos without windows "

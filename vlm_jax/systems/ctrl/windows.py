@@ -1,7 +1,7 @@
-"""Sliding windows over a video, what surrounds them, and which of them show a moment: rules of CTRL, numpy alone.
+"""Sliding windows of CTRL: names, positions, context, features, and pairs with moments (numpy).
 
-Frames are counted from 1, and a window is its first and last frame. Reference: PaddlePaddle/models release/1.8,
-`PaddleCV/video/reader/tall_reader.py`.
+Frames are counted from 1, and a window is given by its first and last frame. Reference: PaddlePaddle/models
+release/1.8, `PaddleCV/video/reader/tall_reader.py`.
 """
 
 import re
@@ -12,7 +12,7 @@ import numpy as np
 
 from vlm_jax.features import Settings
 
-# From the right: a video's name may itself hold underscores. What follows the last frame is a file's ending.
+# Greedy, since a video's name may itself hold underscores. The last group is the ending of a file.
 _NAME = re.compile(r"(?P<video>.+)_(?P<start>\d+)_(?P<end>\d+)(\.[A-Za-z]\w*)?")
 
 EXACT, NEAREST = "exact", "nearest"
@@ -20,7 +20,7 @@ CONTEXTS = (EXACT, NEAREST)
 
 
 class Span(NamedTuple):
-    """A stretch of a video, named like `s13-d21.avi_1117_1181` or, as a file of features, with `.npy` behind it."""
+    """Stretch of a video in frames, named like `s13-d21.avi_1117_1181`, with `.npy` appended for a file of features."""
 
     video: str
     start: int
@@ -28,13 +28,13 @@ class Span(NamedTuple):
 
 
 class Windows(NamedTuple):
-    """The windows of a folder.
+    """Windows in a folder of features.
 
     Attributes:
-      names: Of their files, sorted.
-      videos: Whose they are.
-      spans: int64 `[N, 2]`.
-      skipped: What else lies in the folder.
+      names: File names of the windows, sorted.
+      videos: Name of each window's video.
+      spans: First and last frame of each window, int64 `[N, 2]`.
+      skipped: Names of all other files in the folder.
     """
 
     names: list[str]
@@ -44,13 +44,13 @@ class Windows(NamedTuple):
 
 
 def parse(name: str) -> Span | None:
-    """What a window's or moment's name says; None where it is no such name."""
+    """Return the span in the name of a window or moment; None if it is not such a name."""
     match = _NAME.fullmatch(name)
     return Span(match["video"], int(match["start"]), int(match["end"])) if match else None
 
 
 def window_files(names: Iterable[str]) -> Windows:
-    """The windows among the names of a folder's files."""
+    """Return the windows among the file names of a folder."""
     kept, spans, skipped = [], [], []
     for name in sorted(names):
         span = parse(name) if name.endswith(".npy") else None
@@ -66,13 +66,13 @@ def window_files(names: Iterable[str]) -> Windows:
 
 
 def sliding_windows(num_frames: int, lengths: Sequence[int] = (64, 128, 256, 512), overlap: float = 0.8) -> np.ndarray:
-    """The windows of a video: int64 `[N, 2]`, one length after the other.
+    """Return the sliding windows of a video: int64 `[N, 2]`, one length after the other.
 
-    From frame 1 on, every int(length * (1 - overlap)) frames, as long as the end stays within the video. This gives as
-    many windows as TACoS's released features have files.
+    Windows begin at frame 1 and then every int(length * (1 - overlap)) frames, as long as they end within the video.
+    This gives the number of files in the released features of TACoS.
 
     Raises:
-      ValueError: for an overlap that leaves no step.
+      ValueError: If the overlap leaves a step of 0 frames.
     """
     found = []
     for length in lengths:
@@ -85,20 +85,21 @@ def sliding_windows(num_frames: int, lengths: Sequence[int] = (64, 128, 256, 512
 
 
 def context(windows: np.ndarray, count: int = 1, size: int = 128, mode: str = EXACT) -> tuple[np.ndarray, np.ndarray]:
-    """The windows that stand for what comes before and after each window of a video.
+    """Return the windows that represent the context before and after each window of a video.
 
-    The k-th stretch before a window is the `size` frames that end k * size before it; the same behind it. `exact`
-    takes the window with just these frames, else what the stretch nearer by took, at first the window itself: with
-    the steps of `sliding_windows` there is hardly ever one. `nearest` takes the window whose boundaries are nearest.
+    Stretch k (from 0) before a window consists of the `size` frames that end k * size frames before it; stretches after
+    it are symmetric. `exact` takes the window with exactly these frames. If there is none, it takes the window of the
+    stretch that is one nearer, and for k = 0 the window itself. With the steps of `sliding_windows` an exact window is
+    rare. `nearest` takes the window whose boundaries are nearest.
 
     Args:
-      windows: `[N, 2]`, all of one video.
-      count: K, stretches on each side.
-      size: Frames of a stretch.
+      windows: All windows of one video, `[N, 2]`.
+      count: Number of stretches on each side, K.
+      size: Number of frames per stretch.
       mode: One of `CONTEXTS`.
 
     Returns:
-      Two arrays int64 `[N, K]` of rows of `windows`: before, after.
+      Rows of `windows` before and after, two arrays int64 `[N, K]`.
     """
     own = np.arange(len(windows))
     place = {tuple(window): row for row, window in enumerate(windows.tolist())}
@@ -120,12 +121,12 @@ def context(windows: np.ndarray, count: int = 1, size: int = 128, mode: str = EX
 
 
 def window_means(features: np.ndarray, centres: np.ndarray, spans: np.ndarray) -> np.ndarray:
-    """Features of windows from those of a video: the mean of the rows whose middle a window holds, or the nearest one.
+    """Return the features of windows: the mean of the rows whose middle lies in a window, or the nearest row.
 
     Args:
-      features: `[N, C]`.
-      centres: `[N]`, the middle of each row, ascending.
-      spans: `[W, 2]` in the same unit; the end is not part of a window.
+      features: Features of the video, `[N, C]`.
+      centres: Middle of each row, ascending, `[N]`.
+      spans: Start and end of each window in the same unit, `[W, 2]`; the end is exclusive.
 
     Returns:
       float32 `[W, C]`.
@@ -150,18 +151,18 @@ def feature_windows(
     """Cut a video's features into sliding windows.
 
     Args:
-      features: `[N, C]`, of the whole video.
-      settings: What they were made with.
+      features: Features of the whole video, `[N, C]`.
+      settings: Settings that the features were made with.
       fps: Frames per second in which windows are counted.
       lengths: Lengths of windows, frames.
       overlap: Share of a window that its neighbour overlaps.
-      num_frames: Frames of the video; 0 takes what the features reach.
+      num_frames: Number of frames of the video; 0 for as many as the features cover.
 
     Returns:
-      The number of frames, the windows int64 `[W, 2]` in the order of released files, and their features float32
+      The number of frames, the windows int64 `[W, 2]` in the order of the released files, and their features float32
       `[W, C]`. W is 0 for a video that is shorter than a window.
     """
-    # The last row may be padded with black frames: what the one before it shows is surely there.
+    # The last row may be padded with black frames; the row before it covers real frames only.
     seconds = settings.seconds(max(0, len(features) - 2))[1]
     count = num_frames or int(seconds * fps)
     spans = sliding_windows(count, lengths, overlap)
@@ -174,24 +175,24 @@ def feature_windows(
 
 
 def visual_features(features: np.ndarray, rows: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Mean of the context before, own, mean of the context after: `[B, 3 C]`.
+    """Return mean context before, own features and mean context after of windows: `[B, 3 C]`.
 
     Args:
-      features: `[N, C]`.
-      rows: `[B]` of the features.
-      before: `[N, K]` rows, as `context` gives them.
-      after: The same.
+      features: Features of all windows of a video, `[N, C]`.
+      rows: Rows of the windows wanted, `[B]`.
+      before: Rows of the context before each window, `[N, K]`, from `context`.
+      after: Rows of the context after each window, `[N, K]`.
     """
     left, right = (features[side[rows]].mean(1, dtype=features.dtype) for side in (before, after))
     return np.concatenate([left, features[rows], right], 1)
 
 
 def overlap_and_outside(windows: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How well windows fit moments, `[..., 2]` against `[..., 2]`, float64.
+    """Return overlap and outside share of windows `[..., 2]` and moments `[..., 2]`, float64 `[...]` each.
 
     Returns:
-      The intersection over that from the first start to the last end, less than 0 where they are apart; and the share
-      of the window that lies outside the moment. NaN for 0 / 0.
+      The intersection over the hull, negative where window and moment are apart, and the share of the window that lies
+      outside the moment. NaN for 0 / 0.
     """
     windows, moments = np.asarray(windows, np.float64), np.asarray(moments, np.float64)
     last_start = np.maximum(windows[..., 0], moments[..., 0])
@@ -212,18 +213,18 @@ def select_pairs(
     min_overlap: float = 0.5,
     max_outside: float = 0.15,
 ) -> np.ndarray:
-    """Which windows train with which sentences: int64 `[P, 2]`, row of the window and of the sentence.
-
-    More than `min_overlap` and less than `max_outside`, see `overlap_and_outside`; windows in their order, and for
-    each its sentences in theirs.
+    """Return the pairs of windows and sentences of the same video that fit well enough for training.
 
     Args:
-      window_videos: N names.
-      windows: `[N, 2]`.
-      moment_videos: M names, one a sentence.
-      moments: `[M, 2]`, what each sentence describes.
-      min_overlap: Not reached by just as much.
-      max_outside: The same.
+      window_videos: Name of the video of each of N windows.
+      windows: First and last frame of each window, `[N, 2]`.
+      moment_videos: Name of the video of each of M sentences.
+      moments: First and last frame of each sentence's moment, `[M, 2]`.
+      min_overlap: Overlap that a pair must exceed, see `overlap_and_outside`.
+      max_outside: Share of the window outside the moment that a pair must stay below.
+
+    Returns:
+      Rows of window and sentence, int64 `[P, 2]`, sorted by window, then by sentence.
     """
     rows_of: dict[str, list[int]] = {}
     for row, video in enumerate(window_videos):
@@ -242,7 +243,7 @@ def select_pairs(
 
 
 def _nearest(windows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Rows of the windows whose two boundaries together are nearest, the first of equals."""
+    """Return the rows of the windows with the smallest summed distance of both boundaries, the first of equals."""
     rows = np.empty(len(wanted), np.int64)
     for begin in range(0, len(wanted), 256):  # a long video has too many pairs for one array
         distance = np.abs(wanted[begin : begin + 256, None] - windows[None]).sum(-1)

@@ -1,4 +1,4 @@
-"""GroundNLQ's answers: from what windows of a clip show to moments of questions, and the files that hold them."""
+"""Answers of GroundNLQ: moments of questions, merged from windows of their clips, and result files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,14 +13,14 @@ from vlm_jax.systems.groundnlq.decoding import SUPPRESSIONS, Decoding
 from vlm_jax.systems.groundnlq.samples import ClipFeatures, Question
 
 SUBMITTED = 10
-"""Moments of a question that the challenge's file holds at most."""
+"""Largest number of moments per question in the challenge's result file."""
 
 
 def make_decoding(config: ConfigDict, max_moments: int | None = None) -> Decoding:
-    """Return how moments are chosen, as `config.decoding` says.
+    """Return the decoding options of a config, with `max_moments` in place of the config's if given.
 
     Raises:
-      ConfigError: for an unknown suppression or decay, and for voting among classes that suppress themselves only.
+      ConfigError: If suppression or decay is unknown, or if voting is combined with suppression per class.
     """
     wanted = dict(config.decoding)
     for key, known in (("suppression", SUPPRESSIONS), ("decay", DECAYS)):
@@ -28,7 +28,7 @@ def make_decoding(config: ConfigDict, max_moments: int | None = None) -> Decodin
             raise ConfigError(f"config.decoding.{key}: {wanted[key]!r} is not one of {', '.join(known)}")
     if wanted["vote"] and wanted["per_class"]:
         raise ConfigError(f"config.decoding.vote: {wanted['vote']}, expected 0 where config.decoding.per_class is set")
-    # Targets have no such shift; the released models were trained and evaluated so.
+    # Targets lack this shift; the released models were nevertheless evaluated with it.
     shift = 0.5 * config.data.feature_stride if wanted.pop("half_feature_shift") else 0.0
     if max_moments is not None:
         wanted["max_moments"] = max_moments
@@ -39,15 +39,18 @@ def make_decoding(config: ConfigDict, max_moments: int | None = None) -> Decodin
 def by_query(
     config: ConfigDict, queries: Sequence[Question], store: ClipFeatures, outputs: Mapping[str, np.ndarray]
 ) -> list[np.ndarray]:
-    """Moments `[K, 3]` (start, end in seconds, score), best first, of every question; at least one.
+    """Return the moments of every question, best first.
 
-    Where nothing was found the answer is the whole clip, with score 0.
+    A question without any moment gets its whole clip with score 0.
 
     Args:
-      config: Of the task.
-      queries: Questions (`samples.Question`).
-      store: Of their clips.
-      outputs: `segments`, `scores` and `there` of all windows, in their order.
+      config: Config of the task.
+      queries: Questions.
+      store: Features of their clips.
+      outputs: `segments`, `scores` and `there` of all windows, in the order of `samples.windows`.
+
+    Returns:
+      `[K, 3]` per question: start and end in seconds, and score; K is at least 1.
     """
     windows = samples.windows(queries, store, config.model.max_length)
     seconds = config.data.feature_stride / config.data.fps
@@ -65,9 +68,15 @@ def by_query(
 
 
 def merge(windows: Sequence[np.ndarray], most: int, sigma: float) -> np.ndarray:
-    """The best moments of several windows of a clip, each suppressed by itself already: `[M, 3]` each -> `[K, 3]`.
+    """Merge the moments of several windows of a clip by soft-NMS across windows; each was suppressed by itself before.
 
-    A moment lowers the scores of those of other windows that overlap it, by exp(-overlap^2 / sigma) as within one.
+    Args:
+      windows: Moments of each window, `[M, 3]` (start, end, score).
+      most: Largest number of moments, K.
+      sigma: Width of the decay: a moment multiplies scores of other windows' moments by exp(-IoU^2 / sigma).
+
+    Returns:
+      `[K, 3]`, best first.
     """
     moments = np.concatenate(windows)
     origin = np.repeat(np.arange(len(windows)), [len(window) for window in windows])
@@ -86,12 +95,12 @@ def merge(windows: Sequence[np.ndarray], most: int, sigma: float) -> np.ndarray:
 
 
 def query_line(query: Question, moments: np.ndarray) -> dict[str, Any]:
-    """A question with its moments, as a JSON object."""
+    """Return a question and its moments `[K, 3]` as a JSON object."""
     return {"qid": query.qid, "video": query.clip, "query": query.text, "seconds": moments.tolist()}
 
 
 def submission(queries: Sequence[Question], moments: Sequence[np.ndarray]) -> dict[str, Any] | None:
-    """The Ego4D challenge's result file; None where a question's name is not ANNOTATION_INDEX."""
+    """Return the result file of the Ego4D challenge; None if a question's name is not ANNOTATION_INDEX."""
     results = []
     for query, found in zip(queries, moments, strict=True):
         annotation, _, index = query.qid.partition("_")

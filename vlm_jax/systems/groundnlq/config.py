@@ -1,4 +1,4 @@
-"""The keys of a GroundNLQ config, with the published sizes and recipe (houzhijian/GroundNLQ, NLQ v2 from scratch)."""
+"""Config of GroundNLQ with the published sizes and recipe (houzhijian/GroundNLQ, NLQ v2 from scratch)."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ DESCRIBED = (
     "data.video_features",
     "data.text_features",
 )
-"""Keys that the training data decide, and that stay with a checkpoint."""
+"""Keys that the training data decide; evaluation and prediction take them from the run."""
 
 MAY_CHANGE = (
     "moments",
@@ -28,11 +28,11 @@ MAY_CHANGE = (
     "data.video_features.checkpoint",
     "data.text_features.checkpoint",
 )
-"""Keys that may differ when a run is resumed: evaluation, workers, and where its data lie."""
+"""Keys that may differ when a run is resumed: evaluation, prediction and paths of data."""
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
-    """Return what the training data say about themselves, by config key."""
+    """Return the values of config keys that the training data state about themselves."""
     found: dict[str, Any] = {}
     if clips := find_protocol(config.data.features):
         found["model.video_dim"] = clips["feature_dim"]
@@ -50,24 +50,24 @@ def default_config() -> ConfigDict:
     config.task = "groundnlq"
     config.seed = 12345678
     config.batch_size, config.batch_groups = 4, 2
-    # 8 epochs after 5 of warm-up.
+    # 5 epochs of warm-up, then 8.
     config.epochs, config.schedule.warmup_epochs = 13, 5
     config.matmul_precision = "highest"
     config.data.features = "data/ego4d/features"
     config.data.queries = "data/ego4d/queries"
     # Several splits are joined by '+'.
     config.data.split = "train"
-    # What features of clips and words were made with, '' and {} for the released ones. The data say so themselves, and
-    # give their widths, stride and rate, too: see `describe`.
+    # Origin of the features of clips and words, '' and {} for the released ones. The data state it themselves, as well
+    # as their sizes, stride and rate, see `describe`.
     config.data.video_source, config.data.text_source = "", ""
     config.data.video_features, config.data.text_features = ConfigDict({}), ConfigDict({})
     # Frames from one position to the next. The true spacing of the released features is nearer 16.
     config.data.feature_stride, config.data.fps = 16.043, 30.0
-    # Of clips in memory: 'bfloat16' and 'float16' take half as much.
+    # Type of clips in memory; 'bfloat16' and 'float16' take half as much.
     config.data.dtype = "float32"
-    # Lengths that batches are padded to; (2560,) is the reference's form. The answers are the same.
+    # Lengths that batches are padded to, in positions. The reference has (2560,); the answers are the same.
     config.data.buckets = (1024, 1536, 2048, 2560)
-    # Whether targets are dilated and shifted at random.
+    # If true, targets are dilated and shifted at random.
     config.data.jitter = False
     config.text = ConfigDict({"max_tokens": 32})
     config.model = ConfigDict(
@@ -80,26 +80,26 @@ def default_config() -> ConfigDict:
             "embedding_layers": 2,
             "text_blocks": 4,
             "stem_blocks": 4,
-            # Blocks of the pyramid that see the words (GroundNLQ*: all six), and those that do not.
+            # Number of pyramid blocks that attend to the words (all six in GroundNLQ*), and of those that do not.
             "cross_blocks": 0,
             "plain_blocks": 6,
             "windows": (9,),
             "max_length": 2560,
             "position_table": True,
             "relative_bias": False,
-            # Taps of the video's first convolutions and of the heads', and what is normalised.
+            # Kernel sizes of the video's embedding convolutions and of the heads' convolutions, and layer norms.
             "embedding_kernel": 3,
             "embedding_norm": True,
             "neck_norm": True,
             "head_kernel": 3,
             "head_layers": 3,
             "head_norm": True,
-            # Questions have one class; more are for checkpoints of models that tell several.
+            # Questions have one class; more are for checkpoints of models with several classes.
             "classes": 1,
             "prior": 0.01,
             "empty_classes": (),
             "drop_path": 0.1,
-            # Positions to the farther end of what every level answers for.
+            # Range of each level: distance in positions from a point to the farther end of its segment.
             "ranges": ((0, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 128), (64, 10000)),
             "dtype": "float32",
         }
@@ -110,20 +110,20 @@ def default_config() -> ConfigDict:
             "score_threshold": 0.001,
             "candidates_per_level": 2000,
             "duration_threshold": 0.001,
-            # 'soft' lowers scores of what overlaps a better moment, as `decay` says; 'hard' drops it; 'none' leaves the
-            # candidates as they are, level after level.
+            # 'soft' lowers the scores of segments that overlap a better one, by `decay`; 'hard' drops them; 'none'
+            # keeps all candidates, level after level.
             "suppression": "soft",
             "min_score": 0.001,
-            # From which overlap on 'hard' drops, and the decays 'linear' and 'hard' begin.
+            # IoU from which on 'hard' drops segments and the decays 'linear' and 'hard' act.
             "overlap": 0.1,
             "decay": "gaussian",
             "sigma": 0.75,
             "max_moments": 5,
-            # Whether a class suppresses itself only. Where not, `vote` moves moments to the mean of the candidates that
-            # overlap them so much; 0 does not.
+            # If true, segments are suppressed within their class only. If false, moments move to the mean of the
+            # candidates whose IoU with them is `vote` or more; 0 for no voting.
             "per_class": True,
             "vote": 0.0,
-            # As the released models are evaluated; targets have no such shift.
+            # The released models are evaluated with this shift, although targets lack it.
             "half_feature_shift": True,
         }
     )
@@ -137,10 +137,10 @@ def default_config() -> ConfigDict:
     config.schedule.warmup_inclusive = True
     config.checkpoint.every_epochs, config.checkpoint.keep = 1, 2
     config.evaluate.batch_size = 16
-    # Questions that the reference evaluates at the same time; each is padded to the longest of them.
+    # Number of questions that the reference evaluates at the same time; each is padded to the longest of them.
     config.evaluate.reference_batch = 16
     # Evaluators by name.
     config.moments = ConfigDict({})
-    # Where launch/predict.py finds clips, and the questions about clips that are listed without any.
+    # Data of launch/predict.py: clips, and the questions about clips that are listed without any.
     config.predict = ConfigDict({"features": "data/ego4d/features", "queries": "data/ego4d/queries", "split": "test"})
     return config

@@ -1,4 +1,4 @@
-"""GroundNLQ's records. Clips and questions are two data sets, each record a clip or a question."""
+"""Records of GroundNLQ: a data set of clips, one record per clip, and one of questions, one record per question."""
 
 import tensorflow_datasets as tfds
 
@@ -10,12 +10,15 @@ from vlm_jax.systems.groundnlq.samples import Question, SampleSpec
 
 KIND = "nlq_queries"
 QUERY_KINDS = ("nlq", "narration", "nlq_narration")
-"""What a question may be. The reference's script writes the last one, its loader reads the other two."""
+"""Kinds of questions. The reference's script writes the last one; its loader reads the other two."""
 
 
 def query_features(dtype: str = "float32") -> tfds.features.FeaturesDict:
-    """A question: its name, its clip, kind and text, seconds of the clip, start and end of what answers it in seconds
-    `[M, 2]` (none where that is not published), and features of its words `[L, C]`."""
+    """Return the features of a question's record.
+
+    `duration` is the length of the clip in seconds. `spans` `[M, 2]` holds start and end of the answers in seconds, and
+    is empty where they are not published. `tokens` `[L, C]` holds the features of the words, in `dtype`.
+    """
     texts = {name: tfds.features.Text() for name in ("qid", "clip", "kind", "text")}
     numbers = {"duration": tensor(), "spans": tensor(None, 2), "tokens": tensor(None, None, dtype=dtype)}
     return tfds.features.FeaturesDict(texts | numbers)
@@ -25,14 +28,14 @@ def load_queries(directory: str, splits: str, spec: SampleSpec, source: str = ""
     """Read the questions of a split, or of several joined by '+', in their order.
 
     Args:
-      directory: Made by data_prep.
-      splits: Such as 'train' or 'train+validation'.
-      spec: Sizes.
-      source: What the words' features have to be made with; '' are released ones.
+      directory: Folder of the data set, made by data_prep.
+      splits: Split or splits, such as 'train' or 'train+validation'.
+      spec: Sizes of samples.
+      source: Required source of the words' features; '' for released ones.
 
     Raises:
-      DataError: for a data set that is missing, damaged or was made otherwise; for a question of an unknown kind or
-        longer than `spec.max_tokens`.
+      DataError: If the data set is missing, damaged or was made with other settings, or if a question has an unknown
+        kind or more than `spec.max_tokens` words.
     """
     questions = []
     for name in splits.split("+"):

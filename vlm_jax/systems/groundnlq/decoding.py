@@ -1,6 +1,6 @@
-"""From what a pyramid's heads say to moments in seconds, compiled by XLA with fixed sizes.
+"""Decoding of the heads' outputs to moments in seconds, compiled by XLA with fixed sizes.
 
-Rules of houzhijian/GroundNLQ, `libs/modeling/meta_archs.py` (`inference_single_video`, `postprocessing`) and
+Reference: houzhijian/GroundNLQ, `libs/modeling/meta_archs.py` (`inference_single_video`, `postprocessing`) and
 `libs/utils/nms.py`.
 """
 
@@ -21,11 +21,11 @@ class Moments(NamedTuple):
     """Moments of one video and question, padded.
 
     Attributes:
-      segments: `[K, 2]` start and end.
-      scores: `[K]`, 0 where there is none.
-      labels: `[K]` int32, the class.
-      mask: `[K]`, which exist. After suppression these come first, by falling score; without it they stand level
-        after level.
+      segments: Start and end, `[K, 2]`.
+      scores: Scores, `[K]`, 0 where there is no moment.
+      labels: Classes, int32 `[K]`.
+      mask: Moments that exist, bool `[K]`. After suppression they come first, by falling score; without suppression
+        they are ordered by level.
     """
 
     segments: jax.Array
@@ -36,26 +36,26 @@ class Moments(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How moments are chosen; the defaults are the released ones.
+    """Options of decoding; the defaults are those of the released models.
 
     Attributes:
-      score_threshold: Points must score more.
-      candidates_per_level: The best that a level may offer.
-      duration_threshold: Segments must be longer, in positions.
-      suppression: `soft` lowers scores of what overlaps a better moment, `hard` drops it, `none` keeps all candidates
-        in the order of the levels, whatever `max_moments` says.
-      min_score: `soft` drops a score that has fallen below; for `hard`, candidates must score more.
-      overlap: From which on `hard` drops, and the decays `linear` and `hard` of `soft` lower scores.
-      decay: How `soft` lowers scores, see `ops.nms.soft`.
+      score_threshold: Score that points must exceed.
+      candidates_per_level: Largest number of candidates per level, the best ones.
+      duration_threshold: Length that segments must exceed, in positions.
+      suppression: `soft` lowers the scores of segments that overlap a better one, `hard` drops them, and `none` keeps
+        all candidates in the order of the levels, whatever `max_moments` is.
+      min_score: Smallest score: `soft` drops segments whose score has fallen below, `hard` requires a larger one.
+      overlap: IoU from which on `hard` drops segments and the decays `linear` and `hard` of `soft` lower scores.
+      decay: Decay of scores in `soft`, see `ops.nms.soft`.
       sigma: Width of the decay `gaussian`.
-      max_moments: K.
-      per_class: A class suppresses itself only.
-      vote: Overlap from which on candidates take part in the mean that a moment is moved to; 0 moves none. The
-        reference votes only where classes suppress each other.
-      feature_stride: Frames from one position to the next.
-      shift: Frames added to every time. The reference adds half a feature's frames, which its targets lack; 0 is
-        consistent with them.
-      fps: Frames a second.
+      max_moments: Number of moments, K.
+      per_class: If true, segments are suppressed within their class only.
+      vote: IoU from which on candidates contribute to the mean that replaces a moment; 0 for no voting. The reference
+        votes only if segments are suppressed across classes.
+      feature_stride: Number of frames from one position to the next.
+      shift: Number of frames added to every time. The reference adds half of `feature_stride`, which its targets lack;
+        0 is consistent with them.
+      fps: Frames per second.
     """
 
     score_threshold: float = 0.001
@@ -81,14 +81,17 @@ def decode(
     durations: jax.Array,
     options: Decoding,
 ) -> Moments:
-    """Moments in seconds, all shapes with the examples first. Where nothing survives, nothing is made up.
+    """Return the moments of a batch in seconds; an example may have none.
 
     Args:
-      logits: A list over the levels of `[B, T_l, N]`.
-      offsets: A list of `[B, T_l, 2]`, distances in strides of the level.
-      masks: A list of `[B, T_l]`.
-      durations: `[B]`, seconds; times are held between 0 and them.
-      options: What to keep.
+      logits: Class logits of each level, `[B, T_l, N]`.
+      offsets: Distances to start and end in strides of the level, `[B, T_l, 2]`.
+      masks: Points that exist, bool `[B, T_l]`.
+      durations: Durations, `[B]`, seconds; times are clipped to them.
+      options: Options of decoding.
+
+    Returns:
+      Moments with the batch axis first in every array.
     """
 
     def one(
@@ -103,7 +106,7 @@ def decode(
 def candidates(
     logits: Sequence[jax.Array], offsets: Sequence[jax.Array], masks: Sequence[jax.Array], options: Decoding
 ) -> Moments:
-    """What all levels offer for one example, in positions, level after level: lists of `[T_l, ...]` to `[K, ...]`."""
+    """Return the candidates of all levels for one example, level after level, `[K, ...]`; segments are in positions."""
     levels = []
     for logit, offset, mask in zip(logits, offsets, masks, strict=True):
         length, classes = logit.shape
@@ -119,12 +122,12 @@ def candidates(
 
 
 def in_seconds(segments: jax.Array, duration: jax.Array, options: Decoding) -> jax.Array:
-    """Return segments `[..., 2]` in seconds between 0 and the duration from segments in positions."""
+    """Convert segments `[..., 2]` from positions to seconds, clipped to 0 and the duration."""
     return jnp.clip((segments * options.feature_stride + options.shift) / options.fps, 0, duration)
 
 
 def suppress(found: Moments, classes: int, options: Decoding) -> Moments:
-    """Keep the best of the candidates of one example, by falling score: `[N, ...]` to `[K, ...]`."""
+    """Return the top K of N candidates of one example after suppression, by falling score."""
     if options.suppression == "none":
         return found
     count = options.max_moments

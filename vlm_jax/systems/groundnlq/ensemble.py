@@ -1,4 +1,4 @@
-"""Merging result files of several models (houzhijian/GroundNLQ, `ensemble.py`)."""
+"""Ensemble of the result files of several models (houzhijian/GroundNLQ, `ensemble.py`)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,29 +8,29 @@ import numpy as np
 from vlm_jax.metrics.moments import hull_overlap
 
 SHARE = 4
-"""Predictions that each file contributes."""
+"""Number of predictions per query that each file contributes."""
 
 KEPT = 5
-"""Predictions of the result."""
+"""Number of predictions per query in the result."""
 
 DISTANCE = 2.0
-"""Seconds between the middles of first predictions from which on they do not agree."""
+"""Distance between the middles of first predictions from which on they do not agree, seconds."""
 
 OVERLAP = 0.5
-"""What overlaps a better one by more is dropped."""
+"""Largest overlap (intersection over hull) of a prediction with a better one; beyond it, the prediction is dropped."""
 
 
 def ensemble(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One result file from several: the first predictions of each, and what their very first ones agree on.
+    """Merge result files: the first predictions of each file, and fusions of first predictions that agree.
 
     Args:
       files: Result files of the same queries in the same order.
 
     Returns:
-      The first file with `predicted_times` replaced by `KEPT` pairs of start and end in seconds.
+      The first file with `predicted_times` replaced by `KEPT` pairs of start and end, seconds.
 
     Raises:
-      ValueError: naming the first query in which files differ, or that has no prediction.
+      ValueError: If files differ in their queries, or a query has no prediction; it names the first such query.
     """
     check_same_queries(files)
     results = []
@@ -46,9 +46,9 @@ def ensemble(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def merge(predictions: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:
-    """`KEPT` pairs of start and end for one query, from each file's list of start, end and score."""
+    """Return `KEPT` pairs of start and end for one query, from the rows of start, end and score in each file."""
     fused = fuse_first([times[0] for times in predictions])
-    # A fused prediction is ranked by its mean score; the sum has only put the fused ones in order.
+    # A fused prediction is ranked by its mean score; its summed score only ordered the fused predictions.
     pool = np.array([*(row[:3] for times in predictions for row in times[:SHARE]), *(row[:3] for row in fused)])
     # Of equal scores the first of the pool wins: files in their order, then the fused ones.
     pool = pool[np.argsort(-pool[:, 2], kind="stable")]
@@ -61,16 +61,16 @@ def merge(predictions: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]
 
 
 def fuse_first(firsts: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Means of the first predictions that agree, best supported first.
+    """Return the means of first predictions that agree, by falling summed score.
 
-    Sorted by their middles, neighbours nearer than `DISTANCE` form a group; of equal middles the last one counts. A
-    group gives the mean of its best member and its middle one.
+    Predictions are sorted by their middles, and neighbours nearer than `DISTANCE` form a group. Of equal middles only
+    the last one counts. A group yields the mean of its best member and its median member.
 
     Args:
-      firsts: Start, end and score of every file's first prediction.
+      firsts: Start, end and score of the first prediction of every file; start and end in seconds.
 
     Returns:
-      For every group start, end, mean score, 0 and the sum of its scores.
+      One row per group: start, end, mean score, 0 and the summed score.
     """
     by_middle = {(first[0] + first[1]) / 2: first for first in firsts}
     groups: list[list[Sequence[float]]] = []
@@ -91,7 +91,7 @@ def fuse_first(firsts: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def check_same_queries(files: Sequence[Mapping[str, Any]]) -> None:
-    """Raises ValueError where files list different queries, or the same in another order."""
+    """Raise ValueError if files list different queries, or the same ones in another order."""
     first = [_name(entry) for entry in files[0]["results"]]
     for number, file in enumerate(files[1:], start=2):
         other = [_name(entry) for entry in file["results"]]

@@ -1,4 +1,4 @@
-"""Names of GroundNLQ checkpoints (houzhijian/GroundNLQ)."""
+"""Conversion of GroundNLQ checkpoints (houzhijian/GroundNLQ)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,13 +25,13 @@ RELEASED = {
 }
 """Published checkpoints by name. Their addresses and file names are not known here."""
 HOLDS_AVERAGE = True
-"""Checkpoint files hold a running average of the parameters, too."""
+"""If true, checkpoint files hold a running average of the parameters, too."""
 
 FIRST = "backbone.vid_embd.0.conv.weight"
 
 
 def _layer(theirs: str, ours: str, transform: Transform) -> tuple[Rule, Rule]:
-    """The kernel of a convolution or projection, and its bias."""
+    """Return the rules for kernel and bias of a convolution or projection."""
     return Rule(f"{theirs}.weight", f"params/{ours}/kernel", transform), Rule(f"{theirs}.bias", f"params/{ours}/bias")
 
 
@@ -95,14 +95,14 @@ RULES = (
 
 
 def state_dict(source: Any, *, average: bool = False) -> dict[str, np.ndarray]:
-    """The state dict of a loaded `epoch_NNN.pth.tar`, or of a bare one, without the prefix `module.`.
+    """Return the state dict of a loaded `epoch_NNN.pth.tar` or of a bare state dict, without the prefix `module.`.
 
     Args:
-      source: What the file holds.
-      average: The running average of the parameters instead of the parameters.
+      source: Content of the file.
+      average: If true, the running average of the parameters is returned instead of the parameters.
 
     Raises:
-      ConversionError: where the file holds something else.
+      ConversionError: If the file holds something else.
     """
     key = "state_dict_ema" if average else "state_dict"
     content = source.get(key, None if average else source) if isinstance(source, Mapping) else None
@@ -117,7 +117,7 @@ def state_dict(source: Any, *, average: bool = False) -> dict[str, np.ndarray]:
 
 
 def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """Return the config keys that a state dict decides, by section: sizes, blocks, and what is normalised."""
+    """Return the config keys that a state dict decides, by section: sizes, numbers of blocks, and norms."""
 
     def count(prefix: str) -> int:
         return len({name.removeprefix(prefix).split(".")[0] for name in source if name.startswith(prefix)})
@@ -146,7 +146,7 @@ def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]
 
 
 def to_variables(source: Mapping[str, np.ndarray], expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Our variables from a state dict; raises ConversionError for names or shapes that do not fit `expected`."""
+    """Convert a state dict to variables; raises ConversionError for names or shapes that do not fit `expected`."""
     return convert(source, RULES, expected)
 
 
@@ -158,5 +158,5 @@ def file_content(
 
 
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A state dict under the reference's names from our variables."""
+    """Convert variables to a state dict with the reference's names."""
     return invert(variables, RULES)

@@ -1,7 +1,7 @@
-"""Losses of dense moment prediction: a class for every point of a pyramid, and its distances to start and end.
+"""Losses of GroundNLQ: classification of the points of a pyramid, and regression of their distances to start and end.
 
-Rules of houzhijian/GroundNLQ, `libs/modeling/losses.py` and `meta_archs.py`. All are at least float32, and float64
-where their inputs are.
+Reference: houzhijian/GroundNLQ, `libs/modeling/losses.py` and `meta_archs.py`. All losses are at least float32, and
+float64 if an input is.
 """
 
 from collections.abc import Sequence
@@ -10,24 +10,24 @@ import jax
 import jax.numpy as jnp
 
 MOMENTUM = 0.9
-"""Of the running count of positives."""
+"""Momentum of the running count of positives."""
 
 EPSILON = 1e-8
 
 
 def smooth_labels(targets: jax.Array, amount: float) -> jax.Array:
-    """Moves targets `[..., N]` of 0 and 1 towards 1 / (N + 1): nothing at all counts as a class too."""
+    """Move targets `[..., N]` of 0 and 1 towards 1 / (N + 1), since 'no class' counts as a class, too."""
     return targets * (1 - amount) + amount / (targets.shape[-1] + 1)
 
 
 def sigmoid_focal(logits: jax.Array, targets: jax.Array, alpha: float = 0.25, gamma: float = 2.0) -> jax.Array:
-    """Cross-entropy that fades where the answer is right (Lin et al. 2017), for targets between 0 and 1.
+    """Return the sigmoid focal loss (Lin et al. 2017) for targets between 0 and 1.
 
     Args:
-      logits: `[...]`.
-      targets: `[...]`.
-      alpha: Weight of a positive, 1 - alpha being a negative's; below 0 all weigh 1.
-      gamma: How fast it fades.
+      logits: Logits, `[...]`.
+      targets: Targets, `[...]`.
+      alpha: Weight of positives; negatives weigh 1 - alpha. Below 0, all weigh 1.
+      gamma: Exponent of the focusing factor.
 
     Returns:
       `[...]`, not reduced.
@@ -41,14 +41,14 @@ def sigmoid_focal(logits: jax.Array, targets: jax.Array, alpha: float = 0.25, ga
 
 
 def centre_iou(offsets: jax.Array, targets: jax.Array) -> jax.Array:
-    """1 - IoU of two segments around the same point, each given by its distances to start and end.
+    """Return 1 - IoU of two segments around the same point.
 
     Args:
-      offsets: `[..., 2]`, not negative.
-      targets: `[..., 2]`.
+      offsets: Predicted distances to start and end, `[..., 2]`, not negative.
+      targets: Target distances to start and end, `[..., 2]`.
 
     Returns:
-      `[...]`, not reduced; 1 where both have no length.
+      `[...]`, not reduced; 1 where both segments have length 0.
     """
     offsets, targets = _wide(offsets, targets)
     shared = jnp.minimum(offsets, targets).sum(-1)
@@ -57,7 +57,7 @@ def centre_iou(offsets: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def distance_iou(offsets: jax.Array, targets: jax.Array) -> jax.Array:
-    """`centre_iou` plus the squared distance of the middles, relative to the hull of both (Zheng et al. 2020)."""
+    """Return `centre_iou` plus the squared distance of the middles over the squared hull (DIoU, Zheng et al. 2020)."""
     offsets, targets = _wide(offsets, targets)
     hull = jnp.maximum(offsets, targets).sum(-1)
     distance = ((offsets[..., 1] - offsets[..., 0]) - (targets[..., 1] - targets[..., 0])) / 2
@@ -75,27 +75,27 @@ def grounding_loss(
     label_smoothing: float = 0.1,
     loss_weight: float = 1.0,
 ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-    """Class loss of all points that exist plus offset loss of the positives, over a running count of positives.
+    """Return the class loss of all points plus the offset loss of positives, divided by a running count of positives.
 
-    Each of G groups of consecutive examples has a count of its own, as each process of the reference had; it is
-    updated before it is used. The loss is the mean over groups, as the reference averages gradients over processes.
+    Each of G groups of consecutive examples has its own count, as each process of the reference had; it is updated
+    before use. The loss is the mean over groups, as the reference averages gradients over processes.
 
     Args:
-      logits: A list over the levels of `[B, T_l, N]`.
-      offsets: A list of `[B, T_l, 2]`.
-      masks: A list of `[B, T_l]`.
-      class_targets: `[B, P, N]` of 0 and 1, level after level.
-      offset_targets: `[B, P, 2]`; anything at negatives.
-      normaliser: `[G]`, the running counts.
-      label_smoothing: See `smooth_labels`.
-      loss_weight: Of the offset loss; at or below 0 it is the ratio of the class loss to the offset loss, taken as a
-        constant.
+      logits: Class logits of each level, `[B, T_l, N]`.
+      offsets: Distances to start and end in strides of the level, `[B, T_l, 2]`.
+      masks: Points that exist, bool `[B, T_l]`.
+      class_targets: Targets 0 and 1 of P points, level after level, `[B, P, N]`.
+      offset_targets: Target distances, `[B, P, 2]`; values at negatives are not used.
+      normaliser: Running counts, `[G]`.
+      label_smoothing: Amount of label smoothing, see `smooth_labels`.
+      loss_weight: Weight of the offset loss. If 0 or less, it is the ratio of class loss to offset loss, without a
+        gradient.
 
     Returns:
-      The loss, its parts by name, and the counts after the update.
+      The loss, its parts by name, and the updated counts `[G]`.
 
     Raises:
-      ValueError: where G does not divide B, or targets are of another number of points than the levels.
+      ValueError: If G does not divide B, or class targets and logits differ in shape.
     """
     logits, offsets, masks = (jnp.concatenate(tuple(levels), 1) for levels in (logits, offsets, masks))
     if class_targets.shape != logits.shape:
@@ -128,6 +128,6 @@ def grounding_loss(
 
 
 def _wide(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Casts to one type, at least float32."""
+    """Cast arrays to their common type, at least float32."""
     wide = jnp.result_type(jnp.float32, *arrays)
     return tuple(array.astype(wide) for array in arrays)

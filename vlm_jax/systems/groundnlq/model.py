@@ -1,8 +1,8 @@
-"""GroundNLQ: a pyramid over a long video, fused with a question, from which moments are read (Hou et al. 2023).
+"""Network of GroundNLQ: a feature pyramid over a long video, fused with a question, with dense heads (Hou et al. 2023).
 
-Reference: houzhijian/GroundNLQ, `libs/modeling`. Everything here is `[B, T, C]`. A mask is applied right after a
-convolution and never again: normalisation then gives its bias at positions that do not exist, and the next convolution
-sees it. That is the reference's arithmetic.
+Reference: houzhijian/GroundNLQ, `libs/modeling`. Sequences are `[B, T, C]`, masks bool `[B, T]`. As in the reference, a
+mask is applied right after a convolution but not after a norm. Positions that do not exist therefore hold the norm's
+bias, and the next convolution reads it.
 """
 
 import math
@@ -22,16 +22,16 @@ from vlm_jax.ops.pooling import max_pool
 
 EPSILON = 1e-5
 EMPTY = 1e-6
-"""Chance that the first logits state for classes without training examples."""
+"""Initial probability of classes without training examples."""
 
 
 class Levels(NamedTuple):
-    """What the heads say, a list over the levels of the pyramid, finest first.
+    """Outputs of the heads, one entry per level of the pyramid, finest first.
 
     Attributes:
-      logits: `[B, T_l, N]`, one a class.
-      offsets: `[B, T_l, 2]`, distance to start and end in strides of the level, not negative.
-      masks: `[B, T_l]`.
+      logits: Class logits, `[B, T_l, N]`.
+      offsets: Distances to start and end in strides of the level, `[B, T_l, 2]`, not negative.
+      masks: Points that exist, bool `[B, T_l]`.
     """
 
     logits: list[jax.Array]
@@ -40,18 +40,18 @@ class Levels(NamedTuple):
 
 
 class LayerNorm(nn.Module):
-    """Over channels, biased variance, in float32 at least."""
+    """Layer norm over channels with biased variance, computed in at least float32."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., C]` -> the same."""
+        """Normalise `[..., C]`; shape and type stay."""
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
         return layer_normalise(x, scale, bias, EPSILON)
 
 
 class MaskedConv(nn.Module):
-    """A convolution over time, padded with zeros to keep the length, then masked."""
+    """Convolution over time, padded with zeros to keep the length, followed by a mask."""
 
     features: int
     kernel_size: int
@@ -61,7 +61,7 @@ class MaskedConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """`[B, T, C]`, `[B, T]` -> `[B, T, features]`."""
+        """Convolve `x` `[B, T, C]` and apply `mask` `[B, T]`: `[B, T, features]`."""
         kernel = self.param("kernel", fan_in_uniform, (self.kernel_size, x.shape[-1], self.features))
         x, kernel = compute_in(self.dtype, x, kernel)
         out = convolve_time(x, kernel)
@@ -71,21 +71,29 @@ class MaskedConv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """Every channel by itself, three taps, then masked."""
+    """Depthwise convolution over time with kernel size 3, followed by a mask."""
 
     stride: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """`[B, T, C]`, `[B, T / stride]` -> `[B, T / stride, C]`."""
+        """Convolve `x` `[B, T, C]` and apply `mask` `[B, T / stride]`: `[B, T / stride, C]`."""
         kernel = self.param("kernel", fan_in_uniform, (3, 1, x.shape[-1]))
         x, kernel = compute_in(self.dtype, x, kernel)
         return convolve_depthwise(x, kernel[:, 0], self.stride) * mask[:, :, None]
 
 
 class SelfAttention(nn.Module):
-    """Attention whose queries, keys and values are first smoothed over time, each by a convolution of its own."""
+    """Self-attention whose queries, keys and values each pass a depthwise convolution and a norm first.
+
+    Attributes:
+      heads: Number of heads.
+      stride: Stride of the convolutions.
+      window: Number of positions that a query sees, odd; 0 for all.
+      relative_bias: If true, scores have a learned bias by distance (with a window only).
+      dtype: Compute type.
+    """
 
     heads: int
     stride: int = 1
@@ -95,7 +103,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
-        """`[B, T, C]`, mask after the stride `[B, T / stride]` -> `[B, T / stride, C]`. Window 0 sees everything."""
+        """Attend over `x` `[B, T, C]` with the mask after the stride `[B, T / stride]`: `[B, T / stride, C]`."""
         channels = x.shape[-1]
         parts = []
         for name in ("query", "key", "value"):
@@ -114,14 +122,14 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """The video looks at the words."""
+    """Cross-attention from video positions to words."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, text: jax.Array, text_mask: jax.Array) -> jax.Array:
-        """`[B, T, C]`, `[B, T]`, `[B, L, C]`, `[B, L]` -> `[B, T, C]`."""
+        """Attend from `x` `[B, T, C]`, `mask` `[B, T]` to `text` `[B, L, C]`, `text_mask` `[B, L]`: `[B, T, C]`."""
         channels = x.shape[-1]
         query = _heads(dense(channels, self.dtype, "query")(x), self.heads)
         key, value = (_heads(dense(channels, self.dtype, name)(text), self.heads) for name in ("key", "value"))
@@ -130,13 +138,13 @@ class CrossAttention(nn.Module):
 
 
 class DropPath(nn.Module):
-    """A learned scale for each channel, and whole residuals left out at random in training. Rate 0 has neither."""
+    """Learned scale per channel, and stochastic depth in training; with rate 0 neither."""
 
     rate: float
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """`[B, T, C]` -> the same."""
+        """Scale the residual `[B, T, C]` and, if `train` is true, drop it at random per example; the shape stays."""
         if not self.rate:
             return x
         x = scale_channels(x, self.param("scale", nn.initializers.constant(1e-4), (x.shape[-1],)))
@@ -147,7 +155,17 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block; with a stride it halves the sequence."""
+    """Transformer block; with stride 2 it halves the sequence.
+
+    Attributes:
+      heads: Number of heads.
+      stride: Stride over time, 1 or 2.
+      window: Number of positions that a query sees in self-attention; 0 for all.
+      relative_bias: If true, self-attention has a learned bias by distance.
+      cross: If true, the block has cross-attention to the words.
+      drop_path: Rate of stochastic depth.
+      dtype: Compute type.
+    """
 
     heads: int
     stride: int = 1
@@ -167,10 +185,16 @@ class Block(nn.Module):
         extent: jax.Array | None = None,
         train: bool = False,
     ) -> tuple[jax.Array, jax.Array]:
-        """`[B, T, C]`, `[B, T]` -> `[B, T / stride, C]` and its mask.
+        """Apply the block and return the sequence `[B, T / stride, C]` and its mask `[B, T / stride]`.
 
-        `extent` `[B, T]` marks what there is of a sequence that is padded further than the reference's would be: beyond
-        it the convolutions are to see zeros, as at an end.
+        Args:
+          x: Sequence, `[B, T, C]`.
+          mask: Positions that exist, `[B, T]`.
+          text: Words, `[B, L, C]`; needed if `cross` is true.
+          text_mask: Words that exist, `[B, L]`.
+          extent: Positions that the reference's sequence would hold, padding included, `[B, T]`. Where ours is padded
+            further, convolutions see zeros beyond the extent, as at the end of a sequence. None for all.
+          train: If true, residuals are dropped at random.
         """
         channels = x.shape[-1]
         after = mask[:, :: self.stride]
@@ -180,7 +204,7 @@ class Block(nn.Module):
         attended = SelfAttention(
             self.heads, self.stride, self.window, self.relative_bias, self.dtype, name="attention"
         )(normed, after)
-        # One module: its scale is shared by both attentions, its draws are not.
+        # One module for both attentions: they share its scale, but not its random draws.
         drop = DropPath(self.drop_path, name="drop_attention")
         skipped = x if self.stride == 1 else _max_pool(x)
         x = skipped * after[:, :, None] + drop(attended, train)
@@ -196,7 +220,17 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Convolutions shared by all levels."""
+    """Head of convolutions that all levels share.
+
+    Attributes:
+      outputs: Number of output channels.
+      dim: Number of hidden channels.
+      layers: Number of convolutions, the last one included.
+      kernel_size: Kernel size.
+      norm: If true, hidden layers are normalised.
+      bias_init: Initialiser of the last bias.
+      dtype: Compute type.
+    """
 
     outputs: int
     dim: int
@@ -208,7 +242,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, levels: Sequence[jax.Array], masks: Sequence[jax.Array]) -> list[jax.Array]:
-        """A list of `[B, T_l, C]` -> a list of `[B, T_l, outputs]`."""
+        """Apply the head to every level `[B, T_l, C]` with its mask `[B, T_l]`: `[B, T_l, outputs]` each."""
         for number in range(self.layers - 1):
             conv = MaskedConv(
                 self.dim, self.kernel_size, use_bias=not self.norm, dtype=self.dtype, name=f"conv{number}"
@@ -222,32 +256,32 @@ class Head(nn.Module):
 
 
 class GroundNLQ(nn.Module):
-    """The model; the defaults are the published sizes.
+    """GroundNLQ; the defaults are the published sizes.
 
     Attributes:
-      dim: C of the backbone.
-      head_dim: C of the heads.
-      heads: Of every attention.
-      embedding_layers: Convolutions on the features of either kind.
-      text_blocks: Blocks over the words.
-      stem_blocks: Blocks over the video at full length, fused with the words.
-      cross_blocks: Blocks of the pyramid that are fused with the words (six in GroundNLQ*).
-      plain_blocks: Blocks of the pyramid that are not.
-      windows: Of the stem and of every block of the pyramid; one number for all; 0 sees everything.
-      max_length: T that inputs are padded to, and rows of the position table.
-      position_table: Whether positions are added to the video.
-      relative_bias: Whether scores have a learned bias by distance.
-      embedding_kernel: Taps of the video's first convolutions.
-      embedding_norm: Whether those are normalised.
-      neck_norm: Whether the levels are normalised before the heads.
-      head_kernel: Taps of the heads' convolutions.
-      head_layers: Convolutions of a head, the last one included.
-      head_norm: Whether those are normalised.
-      classes: N.
-      prior: Chance of a class that the first logits state.
-      empty_classes: Classes without training examples, which start at a chance of 1e-6 (`head_empty_cls`).
-      drop_path: Rate; 0 leaves the learned scales out too.
-      dtype: Of the arithmetic.
+      dim: Number of channels in the backbone, C.
+      head_dim: Number of hidden channels in the heads.
+      heads: Number of attention heads.
+      embedding_layers: Number of convolutions that embed video features, and of those that embed word features.
+      text_blocks: Number of blocks over the words.
+      stem_blocks: Number of blocks over the video at full length, with cross-attention to the words.
+      cross_blocks: Number of pyramid blocks with cross-attention to the words (six in GroundNLQ*).
+      plain_blocks: Number of pyramid blocks without.
+      windows: Attention windows of the stem and of every pyramid block, or one for all; 0 for full attention.
+      max_length: Number of rows of the position table, the T that inputs are padded to.
+      position_table: If true, position encodings are added to the video.
+      relative_bias: If true, window attention has a learned bias by distance.
+      embedding_kernel: Kernel size of the convolutions that embed video features.
+      embedding_norm: If true, embeddings are normalised.
+      neck_norm: If true, levels are normalised before the heads.
+      head_kernel: Kernel size of the heads' convolutions.
+      head_layers: Number of convolutions per head, the last one included.
+      head_norm: If true, the hidden layers of the heads are normalised.
+      classes: Number of classes, N.
+      prior: Initial probability of a class.
+      empty_classes: Classes without training examples, whose initial probability is 1e-6 (`head_empty_cls`).
+      drop_path: Rate of stochastic depth; 0 omits the learned scales, too.
+      dtype: Compute type.
     """
 
     dim: int = 384
@@ -284,16 +318,16 @@ class GroundNLQ(nn.Module):
         extent: jax.Array | None = None,
         train: bool = False,
     ) -> Levels:
-        """Reads moments.
+        """Return class logits and offsets at every level of the pyramid.
 
         Args:
-          video: Features `[B, T, C_v]`, zeros where there are none; T a multiple of the last level's stride.
-          mask: `[B, T]`.
-          text: Features of words `[B, L, C_t]`, zeros where there are none.
-          text_mask: `[B, L]`.
-          extent: `[B, L]`, which words the reference's batch would hold, padding included: those before the longest
-            question's end. Left out, all.
-          train: Whether residuals are left out at random.
+          video: Features of clips, `[B, T, C_v]`, zeros as padding; T is a multiple of the last level's stride.
+          mask: Positions that exist, bool `[B, T]`.
+          text: Features of words, `[B, L, C_t]`, zeros as padding.
+          text_mask: Words that exist, bool `[B, L]`.
+          extent: Word positions that the reference's batch would hold, padding included, bool `[B, L]`: those before
+            the end of its longest question. None for all.
+          train: If true, residuals are dropped at random.
         """
         text = self._embed("text", text, text_mask, 1)
         for number in range(self.text_blocks):
@@ -309,7 +343,7 @@ class GroundNLQ(nn.Module):
         levels, masks = [x], [mask]
         for number in range(self.cross_blocks + self.plain_blocks):
             fused = number < self.cross_blocks
-            # The reference counts windows anew for the second kind of block.
+            # The reference restarts the count of windows at the second kind of block.
             place = 1 + (number if fused else number - self.cross_blocks)
             window = self.windows[place] if len(self.windows) > 1 else self.windows[0]
             block = self._block(f"pyramid_{number}", window=window, cross=fused, stride=2)
@@ -356,9 +390,10 @@ def _logit(chance: float) -> float:
 
 
 def position_table(rows: int, dim: int, length: int) -> np.ndarray:
-    """Sines and cosines, interleaved, over sqrt(dim): `[length, dim]`; stretched where `length` is more than `rows`.
+    """Return a table of sinusoidal position encodings over sqrt(dim), float32 `[length, dim]`, sines at even channels.
 
-    Stretching is linear between the centres of rows, held at both ends (torch's `interpolate`, corners not aligned).
+    For `length` above `rows`, the table of `rows` rows is stretched by linear interpolation, like torch's `interpolate`
+    with `align_corners=False`.
     """
     angle = np.arange(rows)[:, None] / np.power(10000, 2 * (np.arange(dim) // 2) / dim)
     table = np.where(np.arange(dim) % 2, np.cos(angle), np.sin(angle)) / np.sqrt(dim)
@@ -372,7 +407,7 @@ def position_table(rows: int, dim: int, length: int) -> np.ndarray:
 
 
 def _max_pool(x: jax.Array) -> jax.Array:
-    """Three positions, stride 2: `[B, T, C]` -> `[B, T / 2, C]`."""
+    """Max-pool over time with window 3 and stride 2: `[B, T, C]` -> `[B, T / 2, C]`."""
     return max_pool(x[:, :, None, None], (3, 1, 1), (2, 1, 1), ((1, 1), (0, 0), (0, 0)))[:, :, 0, 0]
 
 

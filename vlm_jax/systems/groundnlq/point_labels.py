@@ -1,7 +1,7 @@
-"""Which points of a pyramid answer for a segment, and how far it reaches from them (numpy, float64).
+"""Label assignment: class and offset targets of the points of a pyramid (numpy, float64).
 
-Rules of houzhijian/GroundNLQ, `libs/modeling/loc_generators.py` and `meta_archs.py`. The reference compares in float64,
-and which of equals wins depends on it, so this is done on the host.
+Reference: houzhijian/GroundNLQ, `libs/modeling/loc_generators.py` and `meta_archs.py`. It compares in float64, and ties
+depend on that, so targets are computed on the host.
 """
 
 from collections.abc import Sequence
@@ -9,22 +9,25 @@ from collections.abc import Sequence
 import numpy as np
 
 RANGES = ((0, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 128), (64, 10000))
-"""What every level answers for: distances to the farther end, in positions. They overlap on purpose."""
+"""Ranges of the levels for the distance of a point to the farther end of its segment, in positions; meant to overlap."""
 
 TIE = 1e-3
-"""Segments that are longer than the shortest one by no more than this count as equals."""
+"""Tolerance of ties: segments longer than the shortest one by no more than this count as equal, in positions."""
 
 
 def points(length: int, ranges: Sequence[tuple[float, float]] = RANGES, scale: int = 2) -> np.ndarray:
-    """The points of all levels, level after level: float64 `[P, 4]` of place, low, high and stride, in positions.
+    """Return the points of all levels, level after level.
 
     Args:
-      length: Positions of the finest level.
-      ranges: One for every level.
-      scale: Stride of a level over that of the one before.
+      length: Number of positions of the finest level.
+      ranges: Regression range of every level, in positions.
+      scale: Ratio of the strides of consecutive levels.
+
+    Returns:
+      Place, lower and upper end of the range, and stride of P points, in positions, float64 `[P, 4]`.
 
     Raises:
-      ValueError: where the last stride does not divide the length.
+      ValueError: If the last stride does not divide the length.
     """
     last = scale ** (len(ranges) - 1)
     if length % last:
@@ -45,20 +48,21 @@ def assign(
     classes: int = 1,
     radius: float = 1.5,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Targets of every point for one item.
+    """Return class and offset targets of every point for one item.
 
-    A point answers for a segment that it lies in, near the middle, and whose farther end is within the point's range;
-    of several it takes the shortest, and the first of equals. Equals add their classes.
+    A point is assigned to a segment if it lies within `radius` strides of the segment's middle and inside the segment,
+    and if the distance to the farther end is in the point's range. Of several segments it takes the shortest, of equal
+    ones the first. Classes of equal segments are all set.
 
     Args:
-      table: From `points`, `[P, 4]`.
-      segments: `[M, 2]` start and end, in positions; M may be 0.
-      labels: `[M]` class of each; None: all 0.
-      classes: N.
-      radius: How far from the middle of a segment, in strides; 0: anywhere within it.
+      table: Points from `points`, `[P, 4]`.
+      segments: Start and end of M segments, in positions, `[M, 2]`; M may be 0.
+      labels: Class of each segment, `[M]`; None for class 0.
+      classes: Number of classes, N.
+      radius: Center sampling radius in strides; 0 for the whole segment.
 
     Returns:
-      Classes, float32 `[P, N]` of 0 and 1, and distances to start and end in strides of the point, float64 `[P, 2]`,
+      Class targets 0 and 1, float32 `[P, N]`, and distances to start and end in strides of the point, float64 `[P, 2]`,
       0 where no segment is assigned.
     """
     segments = np.asarray(segments, np.float64).reshape(-1, 2)

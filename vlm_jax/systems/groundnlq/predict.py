@@ -1,4 +1,4 @@
-"""GroundNLQ's predictor: answers to questions about videos, without ground truth."""
+"""Predictor of GroundNLQ: answers to questions about videos, without ground truth."""
 
 import dataclasses
 import functools
@@ -20,9 +20,9 @@ from vlm_jax.train.batches import predict_batches
 from vlm_jax.types import DataShard, Variables
 
 FILE = "nlq_submission.json"
-"""The challenge's result file."""
+"""Name of the challenge's result file."""
 BATCH = 4
-"""Questions that are answered at the same time."""
+"""Number of questions that are answered at the same time."""
 
 
 def make_predictor(config: ConfigDict, variables: Variables, extractor: Extractor) -> "GroundNLQPredictor":
@@ -31,7 +31,7 @@ def make_predictor(config: ConfigDict, variables: Variables, extractor: Extracto
 
 
 class GroundNLQPredictor(Predictor):
-    """Finds the moments of a long video that answer a question."""
+    """Predictor of the moments of a long video that answer a question."""
 
     def __init__(self, config: ConfigDict, variables: Variables, extractor: Extractor) -> None:
         super().__init__(config, variables)
@@ -42,13 +42,13 @@ class GroundNLQPredictor(Predictor):
         """Return the best moments of a video file for every sentence, best first.
 
         Args:
-          video: A video file.
-          sentences: As a person writes them; one without a word that the text encoder knows gets no moments.
-          top_k: Moments of each sentence.
+          video: Video file.
+          sentences: Raw sentences; one without a word that the text encoder knows gets no moments.
+          top_k: Largest number of moments per sentence, K.
 
         Raises:
-          VideoError: where the file cannot be used.
-          FeatureError: where the features of training cannot be made here.
+          VideoError: If the file cannot be used.
+          FeatureError: If the features of training cannot be made here.
         """
         from vlm_jax.video import decode
 
@@ -68,11 +68,11 @@ class GroundNLQPredictor(Predictor):
 
         Args:
           requests: Clips, or questions about them; a request's `vector` is `[L, C]`, one row per word.
-          top_k: Moments of each question.
+          top_k: Largest number of moments per question, K.
 
         Raises:
-          DataError: for data that cannot be used.
-          ConfigError: for words' features of another size, or made otherwise than those of training.
+          DataError: If the data cannot be used.
+          ConfigError: If words' features have another size or another source than those of training.
         """
         from vlm_jax.systems.groundnlq import data
 
@@ -101,7 +101,7 @@ class GroundNLQPredictor(Predictor):
         return Predictions(lines, {FILE: json.dumps(file)} if file else {}, missing)
 
     def _answer(self, questions: Sequence[Question], store: ClipFeatures, top_k: int) -> list[np.ndarray]:
-        """Moments `[K, 3]` (start, end in seconds, score) of every question, best first."""
+        """Return the moments `[K, 3]` (start and end in seconds, score) of every question, best first."""
         spec = make_sample_spec(self.config, train=False)
         pipeline = samples.evaluation_pipeline(questions, store, spec, DataShard(batch_size=BATCH))
         index, parts = [], []
@@ -118,24 +118,24 @@ class GroundNLQPredictor(Predictor):
 
 
 class OneClip:
-    """The features of one clip, whatever its name."""
+    """Features of one clip, returned for any name."""
 
     def __init__(self, features: np.ndarray) -> None:
         self._features = features
 
     def __getitem__(self, clip: str) -> np.ndarray:
-        """Return the features `[T, C]`."""
+        """Return the features of the clip: `[T, C]`."""
         return self._features
 
     def length(self, clip: str) -> int:
-        """Return T."""
+        """Return the number of positions, T."""
         return len(self._features)
 
 
 def _asked(
     requests: Sequence[Mapping[str, Any]], known: Sequence[Question], config: ConfigDict
 ) -> tuple[list[Question], list[tuple[str, str, str]]]:
-    """What is asked, each question with its words' features, and what cannot be."""
+    """Return the questions that are asked, with their words' features, and the requests that cannot be answered."""
     by_clip: dict[str, list[Question]] = {}
     for query in known:
         by_clip.setdefault(query.clip, []).append(query)
@@ -146,7 +146,7 @@ def _asked(
         if "vector" not in request:
             own = by_clip.get(clip, [])
             matches = [query for query in own if "query" not in request or (query.qid, query.text) == (name, text)]
-            # Asked in the same words, under another name.
+            # The same text under another name.
             matches = matches or [dataclasses.replace(query, qid=name) for query in own if query.text == text][:1]
             found += matches
             if not matches:

@@ -1,7 +1,7 @@
-"""GroundNLQ's samples: questions, windows of long clips, padding, targets, and both pipelines.
+"""Samples of GroundNLQ: questions, windows of long clips, padding, targets, and the pipelines.
 
-Clips and questions are held in memory; targets are worked out on the host in float64. The rules are those of
-houzhijian/GroundNLQ, `libs/datasets`.
+Clips and questions are held in memory; targets are computed on the host in float64. Reference: houzhijian/GroundNLQ,
+`libs/datasets`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from vlm_jax.systems.groundnlq.point_labels import RANGES, assign, points
 from vlm_jax.types import DataShard
 
 JITTER_SCALES = 10
-"""A jittered target is up to so many times as long."""
+"""Largest factor by which a target is dilated."""
 
 
 class ClipFeatures(Protocol):
@@ -35,12 +35,12 @@ class ClipFeatures(Protocol):
         """Return the features of a clip: `[T, C]`."""
 
     def length(self, clip: str) -> int:
-        """Return T."""
+        """Return the number of positions of a clip, T."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleSpec:
-    """How batches are made of clips and questions.
+    """Settings for making batches from clips and questions.
 
     Attributes:
       video_dim: Width of a clip's features, C.
@@ -52,7 +52,7 @@ class SampleSpec:
       radius: Center sampling radius, see `point_labels.assign`.
       feature_stride: Number of frames from one position to the next.
       fps: Frames per second.
-      groups: Number of parts of a batch that the reference's processes padded by themselves.
+      groups: Number of groups of consecutive examples in a batch; a process of the reference padded one group.
       jitter: If true, training targets are shifted and dilated at random.
       reference_batch: Number of questions per evaluation batch of the reference.
     """
@@ -76,10 +76,10 @@ class SampleSpec:
         return 2 ** (len(self.ranges) - 1)
 
     def make_buckets(self, lengths: Sequence[int]) -> Buckets:
-        """Return the buckets of examples whose clips, or windows of clips, have so many positions.
+        """Return the buckets of examples whose clips, or windows of clips, have these numbers of positions.
 
-        The convolutions of every level must see one position of padding, as in the reference's full one; so a shorter
-        bucket is as exact only if it leaves the last level's stride free.
+        The convolutions of every level must see a position of padding, as with the reference's full padding. A shorter
+        bucket is therefore exact only if it leaves at least the last level's stride as padding.
         """
         needed = np.minimum(np.asarray(lengths, np.int64) + self.last_stride, self.max_length)
         return Buckets(needed, tuple(sorted({*self.buckets, self.max_length})))
@@ -87,15 +87,15 @@ class SampleSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about a clip.
+    """Question about a clip.
 
     Attributes:
       qid: Name of the question.
       clip: Name of its clip.
       text: The question itself.
       duration: Length of the clip, seconds.
-      spans: float64 `[M, 2]`, start and end of the answers, seconds; M may be 0.
-      tokens: `[L, C]`, features of its words.
+      spans: Start and end of the answers, float64 `[M, 2]`, seconds; M may be 0.
+      tokens: Features of its words, `[L, C]`.
     """
 
     qid: str
@@ -107,7 +107,7 @@ class Question:
 
 
 class Window(NamedTuple):
-    """A stretch of a question's clip: number of the question, the first position, and how many."""
+    """Window of a question's clip: number of the question, first position, and number of positions."""
 
     query: int
     start: int
@@ -115,17 +115,17 @@ class Window(NamedTuple):
 
 
 def positions(seconds: np.ndarray, spec: SampleSpec) -> np.ndarray:
-    """Return seconds as positions, float64. The reference adds half a feature's length only on the way back."""
+    """Convert seconds to positions, float64. The reference shifts by half a feature's length only on the way back."""
     return np.asarray(seconds, np.float64) * spec.fps / spec.feature_stride
 
 
 def jittered(spans: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Return shifted and dilated targets, in the same unit: `[M, 2]`; they may leave the clip.
+    """Return targets dilated and shifted at random, `[M, 2]` in the unit of `spans`; they may leave the clip.
 
     Args:
-      spans: `[M, 2]`.
-      draws: `[M, 2]`: a whole number s from 1 to 10, and u in [-1, 1]. The middle moves by up to (s - 1) / 2 lengths,
-        the length becomes s times as much, so that what was there stays within.
+      spans: Start and end, `[M, 2]`.
+      draws: Random numbers, `[M, 2]`: a whole number s from 1 to 10, and u in [-1, 1]. The length is multiplied by s,
+        and the middle moves by -u (s - 1) / 2 old lengths, so the new target contains the old one.
     """
     spans, (scale, shift) = np.asarray(spans, np.float64).reshape(-1, 2), np.asarray(draws, np.float64).T
     length, middle = spans[:, 1] - spans[:, 0], (spans[:, 0] + spans[:, 1]) / 2
@@ -134,7 +134,7 @@ def jittered(spans: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def windows(questions: Sequence[Question], store: ClipFeatures, max_length: int) -> list[Window]:
-    """Return what evaluation shows of every question's clip: all of it, or windows that overlap by half or more."""
+    """Return what evaluation shows per question: its whole clip, or windows of it that overlap by half or more."""
     found = []
     for number, question in enumerate(questions):
         length = store.length(question.clip)
@@ -149,13 +149,13 @@ def train_pipeline(
 ) -> TrainPipeline:
     """Return endless batches of questions with their clips and targets.
 
-    They hold `video` `[B, T, C]` and `text` `[B, L, C]` with `video_mask` and `text_mask`, `extent` `[B, L]` (before
-    the end of the longest question of the example's group), and for every point, level after level, `class_targets`
-    `[B, P, 1]` and `offset_targets` `[B, P, 2]`.
+    A batch holds `video` `[B, T, C]`, `video_mask` `[B, T]`, `text` `[B, L, C]`, `text_mask` `[B, L]`, and `extent`
+    `[B, L]`, the positions before the end of the longest question in the example's group. Targets of the P points,
+    level after level, are `class_targets` `[B, P, 1]` and `offset_targets` `[B, P, 2]`.
 
     Raises:
-      DataError: if there are fewer questions than a batch takes, a clip is longer than the model takes, or a question
-        has no answer.
+      DataError: If there are fewer questions than a batch needs, a clip is longer than `max_length`, or a question has
+        no answer.
     """
     if len(questions) < shard.batch_size:
         raise DataError(f"data: {len(questions)} questions do not fill a batch of {shard.batch_size}")
@@ -197,8 +197,8 @@ def evaluation_pipeline(
 ) -> EvaluationPipeline:
     """Return batches of every window of every question once, shortest bucket first.
 
-    They hold the inputs of training, and `duration` `[B]` (seconds from the window's beginning to the clip's end).
-    `extent` follows the reference's batches: consecutive questions of the file, whatever the batch size here.
+    A batch holds the inputs of training and `duration` `[B]`, seconds from the window's beginning to the clip's end.
+    `extent` follows the batches of the reference, consecutive questions in the file, and not our batch size.
     """
     shown = windows(questions, store, spec.max_length)
     num_tokens = np.array([len(question.tokens) for question in questions], int)
@@ -229,14 +229,14 @@ def evaluation_pipeline(
 def pad_inputs(
     videos: Sequence[np.ndarray], tokens: Sequence[np.ndarray], extents: np.ndarray, bucket: int, spec: SampleSpec
 ) -> dict[str, np.ndarray]:
-    """Return padded features and their masks.
+    """Return padded features and masks by name: `video`, `video_mask`, `text`, `text_mask` and `extent`.
 
     Args:
-      videos: `[T, C]` each.
-      tokens: `[L, C]` each.
-      extents: `[B]`, number of words up to which the reference would have padded each question.
+      videos: Features of each clip, `[T, C]`.
+      tokens: Features of each question's words, `[L, C]`.
+      extents: Number of words to which the reference would have padded each question, `[B]`.
       bucket: Number of positions that clips are padded to.
-      spec: Sizes.
+      spec: Sizes of samples.
     """
     video, video_mask = _padded(videos, bucket, spec.video_dim)
     words = [part.astype(np.float32, copy=False) for part in tokens]
@@ -246,7 +246,7 @@ def pad_inputs(
 
 
 def _padded(arrays: Sequence[np.ndarray], length: int, dim: int) -> tuple[np.ndarray, np.ndarray]:
-    """`[t, C]` each -> `[B, length, C]`, and which positions exist."""
+    """Pad arrays `[T, C]` to `[B, length, C]` and return them with the mask of positions that exist, `[B, length]`."""
     out = np.zeros((len(arrays), length, dim), arrays[0].dtype)
     for row, array in zip(out, arrays, strict=True):
         row[: len(array)] = array

@@ -1,4 +1,4 @@
-"""GroundNLQ: the moment of a long video that answers a question (Hou et al. 2023)."""
+"""Task of GroundNLQ, which finds the moment of a long video that answers a question (Hou et al. 2023)."""
 
 import functools
 import json
@@ -22,31 +22,31 @@ from vlm_jax.task import Aux, Evaluator, Task
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, Variables
 
 NORMALISER = "loss"
-"""Collection of the running counts of positives, one a group; they belong to a run, not to the model."""
+"""Collection of the running counts of positives, one per group; they belong to a run, not to the model."""
 NOT_OF_THE_MODEL = ("video_dim", "text_dim", "ranges")
 """Keys of `config.model` that describe inputs and targets; all others are attributes of `GroundNLQ`."""
 INPUTS = ("video", "video_mask", "text", "text_mask", "extent")
 
 
 class Store(samples.ClipFeatures, Protocol):
-    """Features of clips that are loaded when they are needed (`vlm_jax.data.feature_store.FeatureStore`)."""
+    """Features of clips that are loaded on demand (`vlm_jax.data.feature_store.FeatureStore`)."""
 
     def load(self, clips: Iterable[str]) -> None:
-        """Read some clips into memory."""
+        """Read clips into memory."""
 
     def read(self, clips: Iterable[str]) -> set[str]:
-        """Read some clips into memory, and return those that are not there."""
+        """Read clips into memory and return the names of those that do not exist."""
 
 
 Stores = Callable[[str], Store]
-"""Directory -> the features of its clips, one store for all who ask."""
+"""Function from a directory to the features of its clips; the same store at every call."""
 
 
 def make_task(config: ConfigDict) -> Task:
-    """Builds the task.
+    """Build the task.
 
     Raises:
-      ConfigError: for a model, buckets or a decoding that cannot be.
+      ConfigError: If model, buckets or decoding are invalid.
     """
     model, weights, options = make_model(config), config.loss, answers.make_decoding(config)
     specs = batch_specs(config)
@@ -100,10 +100,10 @@ def make_task(config: ConfigDict) -> Task:
 
 
 def make_model(config: ConfigDict) -> GroundNLQ:
-    """The model.
+    """Build the network.
 
     Raises:
-      ConfigError: where lengths, levels and widths do not fit one another.
+      ConfigError: If windows do not fit the number of blocks, or heads do not divide the width.
     """
     model = config.model
     blocks = model.cross_blocks + model.plain_blocks
@@ -120,7 +120,7 @@ def make_model(config: ConfigDict) -> GroundNLQ:
 
 
 def make_sample_spec(config: ConfigDict, *, train: bool = True) -> samples.SampleSpec:
-    """Return how batches are made."""
+    """Return the settings of batches in a config; if `train` is false, without jitter."""
     return samples.SampleSpec(
         video_dim=config.model.video_dim,
         text_dim=config.model.text_dim,
@@ -138,7 +138,7 @@ def make_sample_spec(config: ConfigDict, *, train: bool = True) -> samples.Sampl
 
 
 def load_clips(stores: Stores, directory: str, questions: Sequence[samples.Question]) -> Store:
-    """Return the store of a directory with the clips of some questions in memory."""
+    """Return the store of a directory with the clips of questions in memory."""
     store = stores(directory)
     store.load(question.clip for question in questions)
     return store
@@ -158,10 +158,11 @@ def open_store(config: ConfigDict, directory: str) -> Store:
 
 
 def batch_specs(config: ConfigDict) -> dict[str, dict[str, jax.ShapeDtypeStruct]]:
-    """Shapes of the global training batch, one entry a length bucket.
+    """Return the shapes of the global training batch, one entry per length bucket.
 
     Raises:
-      ConfigError: for buckets that the pyramid cannot halve, or that leave out the longest clip.
+      ConfigError: If ranges and levels differ in number, a bucket is not a multiple of the last stride, or the last
+        bucket is not the maximal length.
     """
     model, levels = config.model, len(config.model.ranges)
     if levels != 1 + model.cross_blocks + model.plain_blocks:
@@ -197,7 +198,7 @@ def _specs(config: ConfigDict, length: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def read_levels(model: GroundNLQ, variables: Variables, batch: Batch) -> Outputs:
-    """What the heads say: `logits_0` `[B, T, N]`, `offsets_0` `[B, T, 2]`, `mask_0` `[B, T]`, and so on by level."""
+    """Return for every level l `logits_{l}` `[B, T_l, N]`, `offsets_{l}` `[B, T_l, 2]` and `mask_{l}` `[B, T_l]`."""
     levels = model.apply({"params": variables["params"]}, *(batch[name] for name in INPUTS))
     named = {}
     for number, (logits, offsets, mask) in enumerate(zip(*levels, strict=True)):
@@ -206,9 +207,9 @@ def read_levels(model: GroundNLQ, variables: Variables, batch: Batch) -> Outputs
 
 
 def find_moments(model: GroundNLQ, options: Decoding, variables: Variables, batch: Batch) -> Outputs:
-    """The best moments of every example: `segments` `[B, K, 2]` in seconds, `scores` `[B, K]`, `there` `[B, K]`.
+    """Return the best moments: `segments` `[B, K, 2]` in seconds, `scores` `[B, K]` and the mask `there` `[B, K]`.
 
-    They end with the clip where the batch has its `duration` `[B]`, seconds.
+    If the batch has `duration` `[B]`, seconds, moments are clipped to it.
     """
     duration = batch.get("duration", jnp.full(len(batch["video"]), jnp.inf))
     levels = model.apply({"params": variables["params"]}, *(batch[name] for name in INPUTS))
@@ -219,10 +220,10 @@ def find_moments(model: GroundNLQ, options: Decoding, variables: Variables, batc
 
 
 def _moments(config: ConfigDict, name: str, model: GroundNLQ, options: Decoding, stores: Stores) -> Evaluator:
-    """All questions of a split, each answered in its own clip."""
+    """Return the evaluator that answers every question of a split in its own clip."""
     wanted, spec = config.moments[name], make_sample_spec(config, train=False)
 
-    # Read once, when it is first needed.
+    # Read once, on first use.
     @functools.cache
     def queries() -> list[samples.Question]:
         from vlm_jax.systems.groundnlq import data
