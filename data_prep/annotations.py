@@ -1,7 +1,7 @@
 """Annotations to one form: python -m data_prep.annotations --source FILE --format FORM --output NAME.jsonl
 
 The output has a JSON object a line, {qid, video, query, duration, spans (seconds), fps, frames}: what launch/predict.py
-takes as a file list and launch/score.py as annotations. Forms: `vlm_jax/data/annotations.py`. What cannot be used is
+takes as a file list and launch/score.py as annotations. Forms: `vlm_jax/annotations.py`. What cannot be used is
 counted by reason and listed beside the output.
 """
 
@@ -19,7 +19,7 @@ from vlm_jax.annotations import FORMS
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, type=Path, help="file of annotations")
+    parser.add_argument("--source", required=True, type=Path, help="file of annotations, or folder of TACoS's")
     parser.add_argument("--format", required=True, choices=tuple(FORMS))
     parser.add_argument("--durations", type=Path, help="of charades: csv with the columns id and length")
     parser.add_argument("--output", required=True, type=Path, help="file to write, .jsonl")

@@ -4,6 +4,7 @@ import argparse
 import collections
 import dataclasses
 import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -129,13 +130,15 @@ def run_check(
     arguments: argparse.Namespace,
     check: Callable[[argparse.Namespace], Iterable[Found]],
     reasons: Mapping[str, Reason],
+    *,
+    may_be_file: bool = False,
 ) -> None:
-    """Checks the folder and reports; exit status 1 if anything is wrong.
+    """Checks the folder, or the file where that may be, and reports; exit status 1 if anything is wrong.
 
     Raises:
       DataError: where there is no such folder.
     """
-    if not arguments.check.is_dir():
+    if not (os.path.exists if may_be_file else os.path.isdir)(arguments.check):
         raise DataError(f"--check: {arguments.check}: no such folder")
     if not report(str(arguments.check), check(arguments), reasons):
         raise SystemExit(1)

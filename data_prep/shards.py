@@ -153,7 +153,10 @@ def _check_begun(job: Job, count: int) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, wanted)
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, RecursionError):
+        raise DataError(f"{path}: damaged, expected a JSON object; delete the folder to begin again") from None
     for key, value in wanted.items():
         if found.get(key) != value:
             raise DataError(

@@ -31,6 +31,50 @@ def test_tacos_counts_in_frames(tmp_path):
     assert (second.qid, second.duration) == ("s13-d21.avi#1", 100.0)
 
 
+ALIGNED = [
+    '294\t588\t12.5\t3\tcut\tknife\tHe takes a knife.\t\tThe man "takes" a knife.',
+    "600\t700\t20\t4\tnone\t\t\t",
+    "soon\t700\t20\t4\tnone\t\tHe cooks.",
+    "",
+    "1000\t900\t20\t4\tnone\t\tHe leaves.",
+]
+
+
+def test_raw_tacos_is_a_file_per_video(tmp_path):
+    (tmp_path / "raw").mkdir()
+    for video, lines in (("s14-d2", ALIGNED[:1]), ("s13-d21", ALIGNED)):
+        (tmp_path / "raw" / f"{video}.aligned.tsv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "raw" / ".DS_Store").touch()
+    found = annotations.read(tmp_path / "raw", "tacos_raw")
+    assert [(query.qid, query.video, query.query) for query in found.queries] == [
+        ("s13-d21.avi#0", "s13-d21.avi", "He takes a knife."),
+        ("s13-d21.avi#1", "s13-d21.avi", 'The man "takes" a knife.'),
+        ("s14-d2.avi#0", "s14-d2.avi", "He takes a knife."),
+        ("s14-d2.avi#1", "s14-d2.avi", 'The man "takes" a knife.'),
+    ]
+    query = found.queries[0]
+    assert (query.frames, query.spans, query.fps, query.duration) == (((294.0, 588.0),), ((10.0, 20.0),), 29.4, 0.0)
+    assert [(fault.item, fault.reason) for fault in found.faults] == [
+        ("s13-d21.aligned.tsv, line 2", "not an annotation"),
+        ("s13-d21.aligned.tsv, line 3", "not an annotation"),
+        ("s13-d21.avi#2", "end before start"),
+    ]
+    one = annotations.read(tmp_path / "raw" / "s14-d2.aligned.tsv", "tacos_raw")
+    assert one.queries == found.queries[2:]
+    with pytest.raises(AnnotationError, match=r"no VIDEO[.]aligned[.]tsv there"):
+        annotations.read(tmp_path, "tacos_raw")
+
+
+def test_the_index_of_raw_tacos(tmp_path):
+    lines = ["s13-d21_1\tHe takes a knife.\ts13-d21\t294\t588", "s13-d21_2\tHe cooks.\ts13-d21"]
+    found = annotations.read(file(tmp_path, "\n".join(lines), "index.tsv"), "tacos_raw")
+    frames = ((294.0, 588.0),)
+    assert found.queries == [
+        Query("s13-d21.avi#0", "s13-d21.avi", "He takes a knife.", 0.0, ((10.0, 20.0),), 29.4, frames)
+    ]
+    assert [fault.item for fault in found.faults] == ["index.tsv, line 2"]
+
+
 def test_charades_with_durations(tmp_path):
     lines = "AO8RW 0.0 6.9##a person is putting a book on a shelf.\n\nAO8RW 5 45##they leave.\nBBBBB 1 2 a line\n"
     durations = file(tmp_path, "id,subject,length\nAO8RW,Q,33.67\n", "charades.csv")

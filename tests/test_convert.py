@@ -9,7 +9,10 @@ from vlm_jax import convert, references
 from vlm_jax.interop import paddle_files
 from vlm_jax.interop.rules import ConversionError
 from vlm_jax.systems.ctrl import interop
+from vlm_jax.train import sharding
 from vlm_jax.train.checkpoint import restore_variables
+from vlm_jax.train.initialise import initialise
+from vlm_jax.train.setup import prepare
 
 SHAPES = {
     "v2s_lt_weights": (24, 16),
@@ -40,6 +43,22 @@ def test_a_released_checkpoint_is_converted_at_first_use(home):
     (home / "TALL.pdparams").unlink()
     assert convert.checkpoint_path("released:ctrl") == folder, "what is there is not fetched again"
     assert sorted(path.name for path in folder.parent.iterdir()) == ["TALL.pdparams", "checkpoint"]
+
+
+def test_a_released_checkpoint_is_a_source_of_every_command(home):
+    assert convert.convert("ctrl", "released:ctrl", home / "ours").arrays == 4
+    with pytest.raises(ConversionError, match="released:ctrl: a checkpoint of ctrl, not of milnce"):
+        convert.convert("milnce", "released:ctrl", home / "other")
+    assert convert.revert("released:ctrl", home / "back.pdparams") == 4
+    back, expected = (paddle_files.load(home / name) for name in ("back.pdparams", "TALL.pdparams"))
+    assert all(np.array_equal(back[name], array) for name, array in expected.items())
+    config = convert.configs.find(home / "ours")
+    config.init_from = ("released:ctrl",)
+    task, lines = convert.get_task(config), []
+    setup = prepare(task, config, sharding.make_mesh(config.mesh), total_steps=1, steps_per_epoch=1)
+    state = initialise(task, config, setup, lines.append)
+    np.testing.assert_array_equal(state.params["clip_projection"]["kernel"], expected["v2s_lt_weights"])
+    assert lines[0] == "released:ctrl: 4 arrays taken, none left fresh, none unused"
 
 
 def test_a_file_that_is_none_leaves_nothing_half_made(home):

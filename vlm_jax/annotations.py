@@ -1,6 +1,8 @@
 """Sentences and the moments that they describe, from the forms of several data sets; plain Python.
 
     tacos         JSON {video: {timestamps (frames), sentences, fps, num_frames}}, as 2D-TAN distributes it
+    tacos_raw     TACoS as published: a folder of VIDEO.aligned.tsv (`START END ...` in frames, sentences from the
+                  seventh column on, one per annotator), one such file, or index.tsv (ID, sentence, VIDEO, START, END)
     charades      Charades-STA, lines `VIDEO START END##sentence` (seconds); durations from the csv of Charades
     activitynet   ActivityNet Captions, JSON {video: {duration, timestamps (seconds), sentences}}
     didemo        JSON list of {annotation_id, description, video, times (pairs of 5-second segments), num_segments}
@@ -24,6 +26,10 @@ LATE = 1.0
 """Seconds by which a moment may outlast its video: annotators' players and durations differ by that much."""
 SEGMENT = 5.0
 """Seconds of a segment of DiDeMo."""
+TACOS_FPS = 29.4
+"""Frames per second of TACoS's videos."""
+ALIGNED = ".aligned.tsv"
+"""Ending of TACoS's files of one video."""
 
 Spans = tuple[tuple[float, float], ...]
 
@@ -74,7 +80,7 @@ def read(path: str | Path, form: str = "jsonl", durations: str | Path | None = N
     """Reads a file of one of `FORMS`.
 
     Args:
-      path: The file.
+      path: The file; for `tacos_raw` also the folder of its files.
       form: One of `FORMS`.
       durations: For `charades`: a csv file with the columns `id` and `length` (seconds).
 
@@ -86,15 +92,10 @@ def read(path: str | Path, form: str = "jsonl", durations: str | Path | None = N
         raise AnnotationError(f"annotations: form {form!r} is not one of {', '.join(FORMS)}")
     if durations and form != "charades":
         raise AnnotationError(f"{durations}: durations are a file of their own for charades only, not for {form}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise AnnotationError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise AnnotationError(f"{path}: not a UTF-8 file ({error})") from None
     lengths = _durations(Path(durations)) if durations else {}
     queries, faults, seen = [], [], set()
-    for item, make in FORMS[form](path, text, lengths):
+    files = _aligned_files(path) if form == "tacos_raw" and path.is_dir() else [path]
+    for item, make in (item for file in files for item in FORMS[form](file, _read_text(file), lengths)):
         try:
             query = make()
             fault = _fault(query, seen)
@@ -114,6 +115,23 @@ def read(path: str | Path, form: str = "jsonl", durations: str | Path | None = N
             f"{faults[0].reason} ({faults[0].detail})"
         )
     return Annotations(queries, faults)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise AnnotationError(f"{path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path}: not a UTF-8 file ({error})") from None
+
+
+def _aligned_files(folder: Path) -> list[Path]:
+    """TACoS's files in a folder, in order of their names."""
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(ALIGNED))
+    if not files:
+        raise AnnotationError(f"{folder}: no VIDEO{ALIGNED} there")
+    return files
 
 
 def write(path: str | Path, queries: Iterable[Query]) -> None:
@@ -184,6 +202,31 @@ def _tacos(path: Path, text: str, lengths: Mapping[str, float]) -> Items:
     return _by_video(path, text, make)
 
 
+def _tacos_raw(path: Path, text: str, lengths: Mapping[str, float]) -> Items:
+    aligned = path.name.endswith(ALIGNED)
+    numbers: dict[str, int] = {}
+    for line, row in enumerate(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
+        if not row:
+            continue
+        # Columns between the frames and the sentences say which activity it is; some annotators wrote nothing.
+        sentences = [sentence for sentence in row[6:] if sentence.strip()] if aligned else row[1:2]
+        for sentence in sentences or [""]:
+
+            def make(row: list[str] = row, sentence: str = sentence) -> Query:
+                start, end, video = (
+                    (row[0], row[1], path.name.removesuffix(ALIGNED)) if aligned else (*row[3:5], row[2])
+                )
+                frames = ((float(start), float(end)),)
+                if not sentence:
+                    raise ValueError("no annotator wrote a sentence")
+                video = f"{video.removesuffix('.avi')}.avi"
+                numbers[video] = numbers.get(video, -1) + 1
+                spans = tuple((first / TACOS_FPS, last / TACOS_FPS) for first, last in frames)
+                return Query(f"{video}#{numbers[video]}", video, sentence.strip(), 0.0, spans, TACOS_FPS, frames)
+
+            yield f"{path.name}, line {line}", make
+
+
 def _activitynet(path: Path, text: str, lengths: Mapping[str, float]) -> Items:
     def make(video: str, entry: Mapping, number: int) -> Query:
         spans = _spans([entry["timestamps"][number]])
@@ -246,6 +289,7 @@ FORMS: dict[str, Callable[[Path, str, Mapping[str, float]], Items]] = {
     "activitynet": _activitynet,
     "didemo": _didemo,
     "qvhighlights": _qvhighlights,
+    "tacos_raw": _tacos_raw,
     "jsonl": _jsonl,
 }
 

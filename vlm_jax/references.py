@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vlm_jax import config as configs
 from vlm_jax.interop import paddle_files, released, torch_files
-from vlm_jax.interop.released import Released
+from vlm_jax.interop.released import Released, ReleasedData
 from vlm_jax.interop.rules import ConversionError
 
 PREFIX = "released:"
@@ -76,6 +76,17 @@ def fetch_released(reference: str) -> ReleasedFiles:
         raise ConversionError(f"{reference}: not one of {', '.join(PREFIX + entry for entry in sorted(known))}")
     system, entry = known[name]
     folder = released_folder(name)
-    source = released.fetch(entry.url, folder, entry.origin)
-    beside = {key: str(released.fetch(url, folder, entry.origin)) for key, url in entry.beside.items()}
-    return ReleasedFiles(system, source, beside)
+
+    def fetch(url: str) -> Path:
+        return released.fetch(url, folder, entry.origin, sha256=entry.sha256.get(url, ""))
+
+    return ReleasedFiles(system, fetch(entry.url), {key: str(fetch(url)) for key, url in entry.beside.items()})
+
+
+def released_data() -> dict[str, tuple[str, ReleasedData]]:
+    """Return all published files that are no checkpoint by name, each with its system."""
+    return {
+        name: (system, entry)
+        for system in convertible()
+        for name, entry in getattr(configs.system_module(system, "interop"), "RELEASED_DATA", {}).items()
+    }

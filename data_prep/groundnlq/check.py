@@ -1,20 +1,28 @@
-"""Checking what GroundNLQ's preparation made: python -m data_prep.groundnlq --check DIR [--features DIR]
+"""Checking GroundNLQ's data, raw or prepared: python -m data_prep.groundnlq --check DIR [options]
 
-DIR holds clips or questions. Every record is read; with the clips at hand, questions are compared with them.
+Prepared (DIR holds protocol.json), clips or questions: every record is read; with --features, the prepared clips,
+questions are compared with them. Raw: DIR is an LMDB or a folder of .pt, .npy or .npz files, one a clip; each is read.
+With --annotations, each question's clip has to be in DIR; with --text each has to have features of its words.
 """
 
 import argparse
 import collections
+import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.check import PREPARED, Found, Problem, Reason, check_parser, check_prepared, run_check
+from data_prep.check import PREPARED, Found, Problem, Reason, check_each, check_parser, check_prepared, run_check
+from data_prep.groundnlq import annotations
+from data_prep.groundnlq.stores import TEXT_KEYS, VIDEO_KEYS, open_store, read_rows, words
+from vlm_jax.annotations import FORMS
 from vlm_jax.data import feature_store as clips
-from vlm_jax.data.protocol import read_protocol
+from vlm_jax.data.protocol import PROTOCOL, read_protocol
 from vlm_jax.data.record_examples import Split
+from vlm_jax.data.records import Skip
 from vlm_jax.errors import DataError
 from vlm_jax.systems.groundnlq import data
 
@@ -23,7 +31,24 @@ MAX_LENGTH = 2560
 LATE = 1.0
 """Seconds by which a moment may outlast its clip: 249 of Ego4D's training moments do, by little."""
 
+_LEFT_OUT = "the preparation leaves such items out; "
 REASONS: dict[str, Reason] = PREPARED | {
+    "unreadable": Reason(
+        "item has features that cannot be read",
+        "items have features that cannot be read",
+        _LEFT_OUT + "extract or fetch them again",
+    ),
+    "wrong shape": Reason(
+        "item has features of another width",
+        "items have features of another width",
+        _LEFT_OUT + "are --dim and --text_dim what they were made with?",
+    ),
+    "no features": Reason(
+        "clip has an empty array", "clips have empty arrays", _LEFT_OUT + "extract these features again"
+    ),
+    "left out": Reason(
+        "question cannot be used", "questions cannot be used", _LEFT_OUT + "repair them; is --format right?"
+    ),
     "width": Reason(
         "record has features of another width",
         "records have features of another width",
@@ -73,14 +98,82 @@ REASONS: dict[str, Reason] = PREPARED | {
 }
 
 
-def check(words: Sequence[str]) -> None:
+def check(arguments: Sequence[str]) -> None:
     """Runs `--check DIR` with its options; exit status 1 if anything is wrong."""
     parser = check_parser(__doc__)
-    parser.add_argument("--features", type=Path, help="the prepared clips that questions are about")
-    run_check(parser.parse_args(words), _all, REASONS)
+    parser.add_argument("--features", type=Path, help="the prepared clips that prepared questions are about")
+    raw = parser.add_argument_group("raw data")
+    raw.add_argument("--annotations", type=Path, help="file of questions about the clips")
+    raw.add_argument("--format", choices=(annotations.EGO4D, *FORMS), default=annotations.EGO4D, help="of that file")
+    raw.add_argument("--text", type=Path, help="features of the questions' words: LMDB, folder or .npz file")
+    raw.add_argument("--dim", type=int, help="numbers of a position (default: 2304 or their own)")
+    raw.add_argument("--text_dim", type=int, help="numbers of a word (default: 512 or their own)")
+    raw.add_argument("--feature_stride", type=float, help="frames per position (default: 16.043 or their own)")
+    raw.add_argument("--fps", type=float, help="frames per second (default: 30 or their own)")
+    run_check(parser.parse_args(arguments), _all, REASONS, may_be_file=True)
 
 
 def _all(arguments: argparse.Namespace) -> Iterator[Found]:
+    return _prepared(arguments) if (arguments.check / PROTOCOL).is_file() else _raw(arguments)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Clip(Found):
+    """A raw clip that was looked at, and how many positions it has."""
+
+    name: str = ""
+    length: int = 0
+
+
+def _raw(arguments: argparse.Namespace) -> Iterator[Found]:
+    store = open_store(arguments.check, VIDEO_KEYS)
+    names = list(store.names())
+    if not names:
+        raise DataError(
+            f"{arguments.check}: no {PROTOCOL} and no features; expected an LMDB, or .pt, .npy or .npz files"
+        )
+    made = store.settings
+    dim = arguments.dim or (made.dim if made else 2304)
+    stride, fps = (made.stride, made.fps) if made else (16.043, 30.0)
+    seconds = (arguments.feature_stride or stride) / (arguments.fps or fps)
+    lengths = {}
+    function = functools.partial(_check_raw_clip, path=arguments.check, dim=dim)
+    for found in check_each(function, names, arguments.workers, "checking features, clips"):
+        lengths[found.name] = found.length * seconds
+        yield found
+    if arguments.annotations:
+        yield _check_questions(arguments, lengths)
+
+
+def _check_raw_clip(name: str, *, path: Path, dim: int) -> _Clip:
+    array = read_rows(open_store(path, VIDEO_KEYS), name, dim, "float32")
+    if isinstance(array, Skip):
+        return _Clip({"clips": 1}, [Problem(array.reason, f"clip {name}: {array.detail}")], name)
+    return _Clip({"clips": 1}, list(_check_length(name, len(array))), name, len(array))
+
+
+def _check_questions(arguments: argparse.Namespace, lengths: Mapping[str, float]) -> Found:
+    """What is wrong with the questions of a file: by themselves, without their clips, without their words."""
+    items = annotations.items(annotations.read_questions(arguments.annotations, arguments.format))
+    faulty = [item for item in items if "fault" in item]
+    problems = [Problem("left out", f"{item['qid']}: {' '.join(filter(None, item['fault']))}") for item in faulty]
+    usable = [item for item in items if "fault" not in item]
+    for item in usable:
+        problems += _check_spans(f"question {item['qid']}", item["duration"], item["spans"])
+    if arguments.text:
+        store = open_store(arguments.text, TEXT_KEYS)
+        dim = arguments.text_dim or (store.settings.dim if store.settings else 512)
+        for item in usable:
+            tokens = read_rows(store, item["qid"], dim, "float32", words)
+            if isinstance(tokens, Skip):
+                reason = "no tokens" if tokens.reason == "no features" else tokens.reason
+                problems.append(Problem(reason, f"question {item['qid']}: {tokens.detail}"))
+    told = [item | {name: item[name].encode() for name in ("qid", "clip")} for item in usable]
+    problems += _against_clips(told, {name: length for name, length in lengths.items() if length})
+    return Found({"questions": len(items)}, problems)
+
+
+def _prepared(arguments: argparse.Namespace) -> Iterator[Found]:
     content = read_protocol(arguments.check)
     kinds = {clips.KIND: check_clip, data.KIND: check_query}
     kind = content["protocol"].get("kind")
@@ -103,8 +196,12 @@ def check_clip(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: f
     """What is wrong with a clip by itself."""
     name, features = record["clip"].decode(), record["features"]
     yield from _check_features(f"clip {name}", features, protocol["feature_dim"])
-    if len(features) > MAX_LENGTH:
-        yield Problem("too long", f"clip {name}: {len(features)} positions, the published models take {MAX_LENGTH}")
+    yield from _check_length(name, len(features))
+
+
+def _check_length(name: str, length: int) -> Iterator[Problem]:
+    if length > MAX_LENGTH:
+        yield Problem("too long", f"clip {name}: {length} positions, the published models take {MAX_LENGTH}")
 
 
 def check_query(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: float) -> Iterator[Problem]:
@@ -114,7 +211,11 @@ def check_query(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: 
         yield Problem("no tokens", name)
     else:
         yield from _check_features(name, record["tokens"], protocol["text_dim"])
-    for start, end in record["spans"].tolist():
+    yield from _check_spans(name, duration, record["spans"].tolist())
+
+
+def _check_spans(name: str, duration: float, spans: Sequence[Sequence[float]]) -> Iterator[Problem]:
+    for start, end in spans:
         place = f"{name}: {start:.2f} to {end:.2f} s of {duration:.2f} s"
         if end <= start:
             yield Problem("no length", place)

@@ -14,15 +14,17 @@ Ego4D's natural-language queries are prepared by
     narrations --egoclip egoclip.csv --annotations nlq_train.json moments_train.json vq_train.json --text TEXT
                --output data/ego4d/narrations
 
-Run the same command again after an interruption: finished shards stay. What is prepared is looked through by
+Run the same command again after an interruption: finished shards stay. What is prepared, and what it is made of, is
+looked through by
 
     python -m data_prep.groundnlq --check DIR [--features DIR]
+    python -m data_prep.groundnlq --check VIDEO [--annotations nlq_train.json [--text TEXT]]
 """
 
 import argparse
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,12 @@ from data_prep import shards
 from data_prep.commands import Commands, run_command
 from data_prep.groundnlq import annotations
 from data_prep.groundnlq.check import check
-from data_prep.groundnlq.stores import STORE, TEXT_KEYS, VIDEO_KEYS, Store, open_store, words
+from data_prep.groundnlq.stores import STORE, TEXT_KEYS, VIDEO_KEYS, Store, open_store, read_rows, words
 from vlm_jax.annotations import FORMS
 from vlm_jax.data import feature_store as clips
 from vlm_jax.data.records import Record, Skip
 from vlm_jax.errors import DataError
 from vlm_jax.features import FeatureError
-from vlm_jax.interop.torch_files import TorchFileError
 from vlm_jax.systems.groundnlq import data
 
 
@@ -107,7 +108,7 @@ def clip_records(names: Sequence[str], *, path: Path, dim: int, dtype: str) -> I
     """The features of every clip, and the clips whose features cannot be used."""
     store, group = open_store(path, VIDEO_KEYS), 0
     for name in names:
-        array = _read(store, name, dim, dtype, lambda array: array)
+        array = read_rows(store, name, dim, dtype)
         if isinstance(array, Skip):
             yield array
             continue
@@ -127,34 +128,13 @@ def query_records(items: Sequence[Mapping[str, Any]], *, path: Path, dim: int, d
         if "fault" in item:
             yield Skip(item["qid"], *item["fault"])
             continue
-        tokens = _read(store, item["qid"], dim, dtype, words)
+        tokens = read_rows(store, item["qid"], dim, dtype, words)
         if isinstance(tokens, Skip):
             yield tokens
             continue
         spans = np.array(item["spans"], np.float64).reshape(-1, 2)
         yield Record({**item, "duration": np.float64(item["duration"]), "spans": spans, "tokens": tokens}, group)
         group += 1
-
-
-def _read(
-    store: Store, name: str, dim: int, dtype: str, change: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray | Skip:
-    """An array `[N, dim]` of a store, or why there is none."""
-    try:
-        array = store.read(name)
-    except (ValueError, OSError, TorchFileError) as error:
-        return Skip(name, "unreadable", " ".join(str(error).split()), files=store.files(name))
-    if array is None:
-        return Skip(name, "no features", files=store.files(name))
-    array = change(array)
-    if not len(array):
-        return Skip(name, "no features", "the array is empty")
-    if array.ndim != 2 or array.shape[1] != dim:
-        return Skip(name, "wrong shape", f"{list(array.shape)}, expected [N, {dim}]")
-    array = array.astype(np.float32).astype(clips.numpy_dtype(dtype))
-    if not np.isfinite(array.astype(np.float32)).all():
-        return Skip(name, "not finite", f"as {dtype}")
-    return array
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -8,16 +8,19 @@ import functools
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from vlm_jax.array_files import check_numbers, load_array, read_member
+from vlm_jax.data import feature_store as clips
+from vlm_jax.data.records import Skip
 from vlm_jax.errors import DataError
 from vlm_jax.features import SETTINGS, FeatureError, Settings, load_duration, read_settings
 from vlm_jax.interop import torch_files
+from vlm_jax.interop.torch_files import TorchFileError
 from vlm_jax.text_features import TextSettings, TextVectors
 
 VIDEO_KEYS = ("features",)
@@ -81,6 +84,31 @@ def decode(value: bytes, keys: Sequence[str]) -> np.ndarray:
 def words(array: np.ndarray) -> np.ndarray:
     """Features of words `[L, C]`; a single vector is one word."""
     return array[None] if array.ndim == 1 else array
+
+
+def read_rows(
+    store: Store,
+    name: str,
+    dim: int,
+    dtype: str,
+    change: Callable[[np.ndarray], np.ndarray] = lambda array: array,
+) -> np.ndarray | Skip:
+    """An array `[N, dim]` of a store, changed and then cast to `dtype`, or why there is none."""
+    try:
+        array = store.read(name)
+    except (ValueError, OSError, TorchFileError) as error:
+        return Skip(name, "unreadable", " ".join(str(error).split()), files=store.files(name))
+    if array is None:
+        return Skip(name, "no features", files=store.files(name))
+    array = change(array)
+    if not len(array):
+        return Skip(name, "no features", "the array is empty")
+    if array.ndim != 2 or array.shape[1] != dim:
+        return Skip(name, "wrong shape", f"{list(array.shape)}, expected [N, {dim}]")
+    array = array.astype(np.float32).astype(clips.numpy_dtype(dtype))
+    if not np.isfinite(array.astype(np.float32)).all():
+        return Skip(name, "not finite", f"as {dtype}")
+    return array
 
 
 def open_store(path: Path, keys: Sequence[str]) -> Store:

@@ -155,6 +155,22 @@ def test_other_lists_are_not_mixed(tmp_path):
         shards.run(job(tmp_path, [1, 2, 3, 4]), options(2, finalize=True))
 
 
+@pytest.mark.parametrize("content", ["", "[1]", "3", "{", "\x00"])
+def test_a_damaged_beginning_is_one_line(tmp_path, content):
+    (tmp_path / "numbers-train.begun.json").write_text(content)
+    with pytest.raises(DataError, match=r"numbers-train[.]begun[.]json: damaged") as caught:
+        shards.run(job(tmp_path, [1]), options(1))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["youcook2", "msrvtt", "segments", "hmdb51"])
+def test_missing_videos_of_an_evaluation_set_are_an_error_before_anything_is_written(tmp_path, name):
+    arguments = [name, "--csv", tmp_path / "list.csv", "--videos", tmp_path / "absent", "--output", tmp_path / "made"]
+    with pytest.raises(DataError, match=f"^--videos: {tmp_path}/absent: no such folder$"):
+        milnce.main([str(word) for word in arguments])
+    assert not (tmp_path / "made").exists()
+
+
 def test_every_item_is_in_one_shard(tmp_path, capsys):
     shards.run(job(tmp_path / "a", [*range(11), "x", "y"]), options(4))
     assert read(tmp_path / "a", 4) == [3, 3, 3, 2]

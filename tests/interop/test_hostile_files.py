@@ -101,6 +101,8 @@ PROGRAMS = {
     + b"e",
     "copies of a set": b"\x8fq\x000](" + b"".join(b"J" + struct.pack("<i", n) for n in range(20_000)) + b"eq\x000"
     + named("builtins", "set") + b"q\x010](" + b"h\x01h\x00\x85R" * 20_000 + b"e",
+    "a set many times": b"\x8fq\x000](" + b"".join(b"J" + struct.pack("<i", n) for n in range(50_000)) + b"eq\x01"
+    + b"](" + b"h\x01" * 100_000 + b"e",
     "endless dimensions": TENSOR + b"(" + STORAGE + b"K\x00(" + value(2**60000) + b"q\x00" + b"h\x00" * 50_000
     + b"tq\x01h\x01\x89}tR",
     "expanded tensor": TENSOR + b"(" + STORAGE + b"K\x00" + value((2**20, 2**20)) + value((0, 0)) + b"\x89}tR",

@@ -9,7 +9,7 @@ import math
 import pickle
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -58,32 +58,32 @@ class Budget:
         Such containers are hashed, printed and freed by recursion in C, which ends the process when they are deep and
         takes exponential time when their parts are shared. As they never change, measuring them once is enough.
         """
-        measures = [self._measures[id(part)] for part in _parts(container) if id(part) in self._measures]
+        parts = _parts(container)
+        measures = [self._measures[id(part)] for part in parts if id(part) in self._measures]
         depth = 1 + max((depth for _, depth, _ in measures), default=0)
-        size = len(_parts(container)) + sum(size for _, _, size in measures)
+        size = len(parts) + sum(size for _, _, size in measures)
         self._check_measure(depth, size)
         self._measures[id(container)] = container, depth, size
         return container
 
     def check_tree(self, tree: Any) -> None:
         """Check a whole tree: its depth, its size with every shared part counted again, and that it has no cycle."""
-        measures: dict[int, tuple[int, int] | None] = {}  # None while a container's parts are visited
-        pending = [(tree, False)]
+        measures: dict[int, tuple[int, int] | None] = {}  # of containers; None while their parts are visited
+        pending = [(tree, False)] if _is_container(tree) else []
         while pending:
-            part, visited = pending.pop()
-            parts = _parts(part)
-            if parts is None:
-                measures[id(part)] = 0, max(part.nbytes, part.size) if isinstance(part, np.ndarray) else 1
-            elif visited:
-                inner = [measures[id(child)] for child in parts]
-                depth, size = 1 + max((depth for depth, _ in inner), default=0), 1 + sum(size for _, size in inner)
+            container, visited = pending.pop()
+            if visited:
+                depth, size = 1, 0
+                for part in _parts(container):
+                    inner = measures.get(id(part)) or (0, _weight(part))
+                    depth, size = max(depth, 1 + inner[0]), size + inner[1]
                 self._check_measure(depth, size)
-                measures[id(part)] = depth, size
-            elif id(part) not in measures:
-                measures[id(part)] = None
-                pending.append((part, True))
-                pending.extend((child, False) for child in parts)
-            elif measures[id(part)] is None:
+                measures[id(container)] = depth, 1 + size
+            elif id(container) not in measures:
+                measures[id(container)] = None
+                pending.append((container, True))
+                pending.extend((part, False) for part in _parts(container) if _is_container(part))
+            elif measures[id(container)] is None:
                 raise TorchFileError("a container holds itself")
 
     def _check_measure(self, depth: int, size: int) -> None:
@@ -93,15 +93,24 @@ class Budget:
             raise TorchFileError(f"its values repeat to more than {self._limit}, too many for {self.file_size} bytes")
 
 
-def _parts(value: Any) -> list | tuple | None:
-    """What a container holds; None for other values."""
-    if isinstance(value, list | tuple):
-        return value
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
-    if isinstance(value, set | frozenset):
-        return list(value)
-    return list(value.flat) if isinstance(value, np.ndarray) and value.dtype.hasobject else None
+def _is_container(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.hasobject
+    return isinstance(value, list | tuple | dict | set | frozenset)
+
+
+def _parts(container: Any) -> Sequence:
+    """What a container holds."""
+    if isinstance(container, dict):
+        return [*container.keys(), *container.values()]
+    if isinstance(container, np.ndarray):
+        return list(container.flat)
+    return container if isinstance(container, list | tuple) else list(container)
+
+
+def _weight(value: Any) -> int:
+    """Bytes or elements of a value that is no container."""
+    return max(value.nbytes, value.size) if isinstance(value, np.ndarray) else 1
 
 
 class Unfinished(dict):

@@ -316,6 +316,43 @@ def test_check_tells_in_words(tmp_path, capsys):
     assert ", no problems" in capsys.readouterr().out
 
 
+def test_check_tells_of_raw_data(tmp_path, capsys):
+    folder = nlq_files.write(tmp_path, clips=4)
+    words = ["--dim", nlq_files.WIDTH, "--feature_stride", nlq_files.STRIDE, "--fps", nlq_files.FPS]
+    asked = ["--annotations", folder / "nlq_train.json", "--text", folder / "text", "--text_dim", nlq_files.WORD]
+    run("--check", folder / "video", *words, *asked)
+    assert "4 clips, 6 questions checked, no problems" in capsys.readouterr().out
+    np.savez(folder / "packed.npz", **{name: torch_files.load(folder / "video" / f"{name}.pt") for name in ("clip0",)})
+    (folder / "video" / "clip0.pt").write_bytes(b"no tensor")
+    np.save(folder / "video" / "narrow.npy", np.ones((3, 4), np.float32))
+    np.save(folder / "video" / "endless.npy", np.ones((2561, nlq_files.WIDTH), np.float32))
+    (folder / "text" / "ann1_0.npz").unlink()
+    content = json.loads((folder / "nlq_train.json").read_text())
+    content["videos"][1]["clips"][0]["annotations"][0]["language_queries"][2]["clip_end_sec"] = -5.0
+    (folder / "nlq_train.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit):
+        run("--check", folder / "video", *words, *asked)
+    told = capsys.readouterr().out
+    for line in (
+        "6 clips, 6 questions checked, 8 problems",
+        "1 item has features that cannot be read",
+        "1 item has features of another width",
+        "1 clip is longer than the published models take",
+        "3 questions are about clips without features",
+        "1 question has no features of words",
+        "1 question cannot be used",
+    ):
+        assert line in told
+    with pytest.raises(SystemExit):
+        run("--check", folder / "packed.npz", *words, *asked)
+    assert "1 clip, 6 questions checked" in capsys.readouterr().out
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match=r"no protocol[.]json and no features"):
+        run("--check", tmp_path / "nothing")
+    with pytest.raises(DataError, match="no such folder"):
+        run("--check", tmp_path / "absent")
+
+
 def test_check_finds_what_preparation_would_have_left_out(tmp_path, capsys):
     """Records that another program wrote: names twice, no words, another width, no finite numbers."""
     from data_prep.groundnlq.check import check_clip, check_query

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vlm_jax.interop.released import Released
+from vlm_jax.interop.released import Released, ReleasedData
 from vlm_jax.interop.rules import ConversionError, Rule, Transform, convert, invert
 
 RELEASED = {
@@ -15,6 +15,33 @@ RELEASED = {
     )
 }
 """Published checkpoints by name."""
+_DRIVE, _ORIGINAL = "https://drive.google.com/file/d", "jiyanggao/TALL"
+RELEASED_DATA = {
+    "tacos_windows_train": ReleasedData(
+        "C3D features of TACoS's training windows",
+        _ORIGINAL,
+        {"Interval64_128_256_512_overlap0.8_c3d_fc6": f"{_DRIVE}/1zQp0aYGFCm8PqqHOh4UtXfy2U3pJMBeu"},
+    ),
+    "tacos_windows_test": ReleasedData(
+        "C3D features of TACoS's test windows",
+        _ORIGINAL,
+        {"Interval128_256_overlap0.8_c3d_fc6": f"{_DRIVE}/1zC-UrspRf42Qiu5prQw4fQrbgLQfJN-P"},
+    ),
+    "tacos_sentences": ReleasedData(
+        "skip-thought vectors of TACoS's sentences",
+        _ORIGINAL,
+        {"exp_data": f"{_DRIVE}/1HF-hNFPvLrHwI5O7YvYKZWTeTxC5Mg1K"},
+    ),
+    "charades_sta": ReleasedData(
+        "annotations of Charades-STA",
+        _ORIGINAL,
+        {
+            "charades_sta_train.txt": f"{_DRIVE}/1ZjG7wJpPSMIBYnW7BAG2u9VVEoNvFm5c",
+            "charades_sta_test.txt": f"{_DRIVE}/1QG4MXFkoj6JFU0YK5olTY75xTARKSW5e",
+        },
+    ),
+}
+"""Published data by name."""
 
 ENDING = ".pdparams"
 """Of the files that the reference's scripts load."""

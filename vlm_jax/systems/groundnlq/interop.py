@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax.interop.released import Released
+from vlm_jax.interop.released import Released, ReleasedData
 from vlm_jax.interop.rules import (
     CONV1D,
     POINTWISE,
@@ -19,11 +19,34 @@ from vlm_jax.interop.rules import (
     strip_prefix,
 )
 
+_ARCHIVE = "https://drive.google.com/file/d/1tyrVLcs0m0svA6TZpubX_VlpjAvLU18F"
+_ORIGIN = f"houzhijian/GroundNLQ, from the archive at {_ARCHIVE}"
 RELEASED = {
-    "groundnlq": Released("groundnlq.pth.tar", "houzhijian/GroundNLQ"),
-    "groundnlq_star": Released("groundnlq_star.pth.tar", "houzhijian/GroundNLQ"),
+    "groundnlq": Released("groundnlq.pth.tar", _ORIGIN),
+    "groundnlq_star": Released("groundnlq_star.pth.tar", _ORIGIN),
 }
-"""Published checkpoints by name. Their addresses and file names are not known here."""
+"""Published checkpoints by name. They lie in one archive; the names of the files are ours."""
+_BOX = "https://utexas.box.com/shared/static"
+RELEASED_DATA = {
+    "ego4d_nlq": ReleasedData(
+        "features, annotations and checkpoints in one archive of 10 GB", "houzhijian/GroundNLQ", {"ego4d_nlq": _ARCHIVE}
+    ),
+    "egovlp": ReleasedData(
+        "EgoVLP features of Ego4D's clips",
+        "srama2512/NaQ",
+        {"egovlp.zip": f"{_BOX}/ixinsqrbscbnbpmeg1ac5ebyz16rz9km.zip"},
+    ),
+    "internvideo": ReleasedData(
+        "EgoVLP and InternVideo features of Ego4D's clips, parts of one zip file",
+        "srama2512/NaQ",
+        {
+            "internvideo.zip": f"{_BOX}/aikunogcjyy678fh3tb7n0ct2fq5ackk.zip",
+            "internvideo.z01": f"{_BOX}/hlpf68z8xdf24qt64wy9d0pfcvjyf7eg.z01",
+            "internvideo.z02": f"{_BOX}/e34ibqqhuq6ygy1xbo8o8r95yk2ubj0v.z02",
+        },
+    ),
+}
+"""Published data by name."""
 HOLDS_AVERAGE = True
 """If true, checkpoint files hold a running average of the parameters, too."""
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_jax.interop.released import Released
+from vlm_jax.interop.released import Released, ReleasedData
 from vlm_jax.interop.rules import CONV3D, LINEAR, ConversionError, Rule, convert, invert, strip_prefix
 
 _WILLOW = "https://www.rocq.inria.fr/cluster-willow/amiech/howto100m"
@@ -15,6 +15,30 @@ RELEASED = {
     )
 }
 """Published checkpoints by name."""
+_TRAINING = "antoine77340/MIL-NCE_HowTo100M"
+_AMIECH = "https://www.rocq.inria.fr/cluster-willow/amiech"
+RELEASED_DATA = {
+    "word2vec": ReleasedData(
+        "word vectors and word list of training, data/word2vec.pth and data/dict.npy",
+        _TRAINING,
+        {"word2vec.zip": f"{_AMIECH}/word2vec.zip"},
+    ),
+    "howto100m_captions": ReleasedData(
+        "captions of HowTo100M, a csv per video",
+        _TRAINING,
+        {"howto100m_captions.zip": f"{_AMIECH}/howto100m/howto100m_captions.zip"},
+    ),
+    "howto100m_videos": ReleasedData(
+        "videos of HowTo100M, 12 TB, on request", _TRAINING, {"howto100m": "https://forms.gle/hztrfnFQUJWBtiki8"}
+    ),
+    "youcook2": ReleasedData(
+        "validation videos of YouCook2", _TRAINING, {"Youcook2_val.zip": f"{_AMIECH}/Youcook2_val.zip"}
+    ),
+    "msrvtt": ReleasedData(
+        "test videos of MSR-VTT", _TRAINING, {"msrvtt": "https://www.mediafire.com/folder/h14iarbs62e7p/shared"}
+    ),
+}
+"""Published data by name."""
 
 STEM = "conv1.conv1.weight"
 TABLE = "text_module.word_embd.weight"
