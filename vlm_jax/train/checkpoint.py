@@ -6,6 +6,8 @@ checksums of the arrays, `files.json` the sizes of all files.
 
 import contextlib
 import logging
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,9 +27,11 @@ from vlm_jax.train.state import TrainState
 from vlm_jax.train.step_folders import CheckpointError, DamagedError, checkpoint_folder
 from vlm_jax.types import PyTree, Variables
 
-# Orbax warns that `state/` of a step, read alone, has no description of its own, and of leftovers that it replaces.
+QUIET = ("_CHECKPOINT_METADATA", "temporary directory")
+"""Words of warnings without need: that `state/` of a step, read alone, has no description, and of leftovers."""
+# Errors of Orbax's threads, which it logs with their stack, are raised by `Checkpoints.wait` as well.
 logging.getLogger("absl").addFilter(
-    lambda record: not any(words in record.getMessage() for words in ("_CHECKPOINT_METADATA", "temporary directory"))
+    lambda record: not record.exc_info and not any(words in record.getMessage() for words in QUIET)
 )
 
 
@@ -343,6 +347,11 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
+    """The first line of an error, or what the system said where tensorstore hides it in a long one."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
