@@ -311,6 +311,16 @@ def test_a_full_disk_is_one_line_and_the_run_resumes(copy, monkeypatch, problem)
     assert steps(copy) == [3, 6, 9]
 
 
+def test_a_disk_without_room_is_noticed_before_anything_is_written(copy, monkeypatch):
+    before = contents(copy / "checkpoints")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**6, 10**6 - 9, 9))
+        with pytest.raises(CheckpointError, match=r"No space left on device: it may take .* MB, and 0.0 MB are free"):
+            run(copy, steps=9)
+    assert contents(copy / "checkpoints") == before
+    assert int(run(copy, steps=9).step) == 9
+
+
 def test_the_best_and_any_step_have_a_name(tmp_path):
     overrides = {"evaluate__names": ("held",), "evaluate__every_steps": 2, "checkpoint__keep": 2}
     best = {"checkpoint__keep_best": 1, "checkpoint__best_metric": "held/error", "checkpoint__best_is_lowest": True}

@@ -29,10 +29,13 @@ from vlm_jax.types import PyTree, Variables
 
 QUIET = ("_CHECKPOINT_METADATA", "temporary directory")
 """Words of warnings without need: that `state/` of a step, read alone, has no description, and of leftovers."""
-# Errors of Orbax's threads, which it logs with their stack, are raised by `Checkpoints.wait` as well.
+# Errors of Orbax's threads, which are logged with their stack, are raised by `Checkpoints.wait` as well.
 logging.getLogger("absl").addFilter(
     lambda record: not record.exc_info and not any(words in record.getMessage() for words in QUIET)
 )
+logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
+OVERHEAD = 1 << 20
+"""Bytes that a checkpoint may take beside its arrays."""
 
 
 class Checkpoints:
@@ -87,6 +90,7 @@ class Checkpoints:
                 "before it was kept"
             )
         folder = self._folder(step)
+        self._check_space(folder, OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         if self.first:
             with _one_line(folder):
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -175,6 +179,16 @@ class Checkpoints:
         """
         with _one_line(self.writing or self.directory), contextlib.closing(self.writer):
             self.wait()
+
+    def _check_space(self, folder: Path, needed: int) -> None:
+        """Check before anything is written that the disk has room; a disk that fills up meanwhile is noticed later."""
+        place = next(place for place in folder.parents if place.exists())
+        free = shutil.disk_usage(place).free
+        if not _agree(free >= needed):
+            raise CheckpointError(
+                f"checkpoint {folder}: cannot be written: No space left on device: it may take {needed / 1e6:.1f} MB, "
+                f"and {free / 1e6:.1f} MB are free"
+            )
 
     def _folder(self, step: int) -> Path:
         return self.directory / f"{step:08d}"
