@@ -259,6 +259,14 @@ def test_a_signal_in_an_evaluation_stops_and_the_evaluation_is_made_up_for(tmp_p
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_the_evaluation_at_the_start_is_made_up_for_once(tmp_path):
+    task, calls = stopping_in_evaluation(signal.SIGTERM)
+    run(tmp_path, task, steps=2, evaluate__at_start=True, **EVALUATED)
+    assert (len(calls), steps(tmp_path)) == (1, [0])
+    run(tmp_path, steps=2, evaluate__at_start=True, **EVALUATED)
+    assert [line["step"] for line in logged(tmp_path) if "held/error" in line] == [0, 2]
+
+
 def test_the_last_evaluation_is_made_up_for_too(tmp_path):
     task, _ = stopping_in_evaluation(signal.SIGTERM)
     run(tmp_path, task, steps=2, **EVALUATED)
