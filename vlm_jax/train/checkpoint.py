@@ -80,7 +80,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        if step in step_folders.step_folders(self.directory):
+        if step in self.steps():
             return
         sums, infinite = checksums(state)
         if infinite:
