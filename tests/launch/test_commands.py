@@ -418,7 +418,7 @@ def test_evaluating_what_is_not_there(root, prepared, trained, tmp_path, monkeyp
         ("--workdir", str(trained), "--config.retrieval.clips.windows=3"): "prepared with windows = 2",
     }.items():
         with pytest.raises(SystemExit):
-            in_process(root, monkeypatch, "launch/evaluate.py", *prepared, *more)
+            in_process(root, monkeypatch, "launch/evaluate.py", *prepared, *more, "--name", "other")
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith("error: ")
         assert message in said

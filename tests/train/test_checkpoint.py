@@ -259,6 +259,14 @@ def test_a_signal_in_an_evaluation_stops_and_the_evaluation_is_made_up_for(tmp_p
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_the_evaluation_at_the_start_is_made_up_for_once(tmp_path):
+    task, calls = stopping_in_evaluation(signal.SIGTERM)
+    run(tmp_path, task, steps=2, evaluate__at_start=True, **EVALUATED)
+    assert (len(calls), steps(tmp_path)) == (1, [0])
+    run(tmp_path, steps=2, evaluate__at_start=True, **EVALUATED)
+    assert [line["step"] for line in logged(tmp_path) if "held/error" in line] == [0, 2]
+
+
 def test_the_last_evaluation_is_made_up_for_too(tmp_path):
     task, _ = stopping_in_evaluation(signal.SIGTERM)
     run(tmp_path, task, steps=2, **EVALUATED)
@@ -288,21 +296,37 @@ def test_a_signal_while_waiting_for_data_saves_at_once(tmp_path, monkeypatch, ca
     assert steps(tmp_path) == [int(state.step)]
 
 
-def test_a_full_disk_is_one_line_and_the_run_resumes(copy, monkeypatch):
+FULL = (
+    OSError(errno.ENOSPC, "No space left on device"),
+    ValueError("RESOURCE_EXHAUSTED: Failed writing: 9 bytes to file 7: No space [os_error_code='28']\nmore"),
+)
+
+
+@pytest.mark.parametrize("problem", FULL, ids=("python", "tensorstore"))
+def test_a_full_disk_is_one_line_and_the_run_resumes(copy, monkeypatch, problem):
     written = checkpoint.ocp.AsyncCheckpointer.wait_until_finished
 
     def full(self):
         written(self)
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise problem
 
     with monkeypatch.context() as patched:
         patched.setattr(checkpoint.ocp.AsyncCheckpointer, "wait_until_finished", full)  # save calls it, too
-        with pytest.raises(CheckpointError, match=r"00000009: cannot be written: .*No space left on device") as error:
+        with pytest.raises(CheckpointError, match=r"00000009: cannot be written: No space left on device$"):
             run(copy, steps=9)
-        assert "\n" not in str(error.value)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert int(run(copy, steps=9).step) == 9
     assert steps(copy) == [3, 6, 9]
+
+
+def test_a_disk_without_room_is_noticed_before_anything_is_written(copy, monkeypatch):
+    before = contents(copy / "checkpoints")
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(10**6, 10**6 - 9, 9))
+        with pytest.raises(CheckpointError, match=r"No space left on device: it may take .* MB, and 0.0 MB are free"):
+            run(copy, steps=9)
+    assert contents(copy / "checkpoints") == before
+    assert int(run(copy, steps=9).step) == 9
 
 
 def test_the_best_and_any_step_have_a_name(tmp_path):

@@ -6,6 +6,8 @@ checksums of the arrays, `files.json` the sizes of all files.
 
 import contextlib
 import logging
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,10 +27,15 @@ from vlm_jax.train.state import TrainState
 from vlm_jax.train.step_folders import CheckpointError, DamagedError, checkpoint_folder
 from vlm_jax.types import PyTree, Variables
 
-# Orbax warns that `state/` of a step, read alone, has no description of its own, and of leftovers that it replaces.
+QUIET = ("_CHECKPOINT_METADATA", "temporary directory")
+"""Words of warnings without need: that `state/` of a step, read alone, has no description, and of leftovers."""
+# Errors of Orbax's threads, which are logged with their stack, are raised by `Checkpoints.wait` as well.
 logging.getLogger("absl").addFilter(
-    lambda record: not any(words in record.getMessage() for words in ("_CHECKPOINT_METADATA", "temporary directory"))
+    lambda record: not record.exc_info and not any(words in record.getMessage() for words in QUIET)
 )
+logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
+OVERHEAD = 1 << 20
+"""Bytes that a checkpoint may take beside its arrays."""
 
 
 class Checkpoints:
@@ -73,7 +80,7 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        if step in step_folders.step_folders(self.directory):
+        if step in self.steps():
             return
         sums, infinite = checksums(state)
         if infinite:
@@ -83,6 +90,7 @@ class Checkpoints:
                 "before it was kept"
             )
         folder = self._folder(step)
+        self._check_space(folder, OVERHEAD + sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
         if self.first:
             with _one_line(folder):
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -171,6 +179,16 @@ class Checkpoints:
         """
         with _one_line(self.writing or self.directory), contextlib.closing(self.writer):
             self.wait()
+
+    def _check_space(self, folder: Path, needed: int) -> None:
+        """Check before anything is written that the disk has room; a disk that fills up meanwhile is noticed later."""
+        place = next(place for place in folder.parents if place.exists())
+        free = shutil.disk_usage(place).free
+        if not _agree(free >= needed):
+            raise CheckpointError(
+                f"checkpoint {folder}: cannot be written: No space left on device: it may take {needed / 1e6:.1f} MB, "
+                f"and {free / 1e6:.1f} MB are free"
+            )
 
     def _folder(self, step: int) -> Path:
         return self.directory / f"{step:08d}"
@@ -343,6 +361,11 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
+    """The first line of an error, or what the system said where tensorstore hides it in a long one."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 

@@ -82,7 +82,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
     stop = StopSignal()
 
     def is_evaluated_at(step: int) -> bool:
-        return bool(config.evaluate.names) and (step == total or _due(config.evaluate, step, per_epoch))
+        return bool(step and config.evaluate.names) and (step == total or _due(config.evaluate, step, per_epoch))
 
     def run_evaluators(step: int) -> dict[str, float]:
         metrics: dict[str, float] = {}
@@ -107,7 +107,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
     try:
         if step == 0 and config.evaluate.at_start and config.evaluate.names:
             run_evaluators(0)
-        if resuming and is_evaluated_at(step) and not checkpoints.is_evaluated(step):
+        elif resuming and is_evaluated_at(step) and not checkpoints.is_evaluated(step):
             checkpoints.record(step, run_evaluators(step))
         progress = Progress("training", total, enabled=first, start=start)
         placed = (sharding.shard_batch(mesh, batch) for batch in pipeline)
