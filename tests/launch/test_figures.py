@@ -47,8 +47,9 @@ def test_a_timeline_of_a_real_clip(root, tmp_path):
     picture = matplotlib.image.imread(tmp_path / "a.png")
     assert picture.shape[1] == 2100
     green = np.abs(picture[..., :3] - np.array([26, 127, 55]) / 255).max(-1) < 0.02
-    assert green.any(1).sum() > 5, "the truth and the right moment's mark"
-    assert not green[picture.shape[0] // 2 :].any(), "no truth is known of the second sentence"
+    bars = green.sum(1) > 60  # rows of a bar; a frame may have such pixels, too
+    assert bars.sum() > 5, "the truth"
+    assert not bars[picture.shape[0] // 2 :].any(), "no truth is known of the second sentence"
 
 
 def test_a_timeline_needs_seconds_and_videos(root, tmp_path):
