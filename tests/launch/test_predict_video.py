@@ -121,7 +121,7 @@ def test_the_command_prints_moments_and_draws_them(prepared, tmp_path, command):
     assert shown[1].split()[0] == "1."
     assert " to " in shown[1]
     assert "no moment" in said
-    assert matplotlib.image.imread(tmp_path / "a.png").shape[1] == 1120
+    assert matplotlib.image.imread(tmp_path / "a.png").shape[1] == 2100
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert [len(line["seconds"]) for line in lines] == [2, 0]
 
