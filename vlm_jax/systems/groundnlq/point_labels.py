@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 RANGES = ((0, 4), (2, 8), (4, 16), (8, 32), (16, 64), (32, 128), (64, 10000))
-"""Ranges of the levels for the distance of a point to the farther end of its segment, in positions; meant to overlap."""
+"""Range of each level: distance of a point to the farther end of its segment, in positions; they overlap by design."""
 
 TIE = 1e-3
 """Tolerance of ties: segments longer than the shortest one by no more than this count as equal, in positions."""
