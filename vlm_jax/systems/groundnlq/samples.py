@@ -120,7 +120,7 @@ def positions(seconds: np.ndarray, spec: SampleSpec) -> np.ndarray:
 
 
 def jittered(spans: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Return targets dilated and shifted at random, `[M, 2]` in the unit of `spans`; they may leave the clip.
+    """Return targets dilated and shifted by random draws, `[M, 2]` in the unit of `spans`; they may leave the clip.
 
     Args:
       spans: Start and end, `[M, 2]`.

@@ -1,4 +1,4 @@
-"""The keys of a MIL-NCE config, with the published sizes and recipe (300 epochs, global batch 1024, 16 processes)."""
+"""Config of MIL-NCE with the published sizes and recipe (300 epochs, global batch size 1024, 16 processes)."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from vlm_jax.config import base_config
 from vlm_jax.text import word_list
 
 DESCRIBED = ("text.lower_case",)
-"""Keys that the word list decides."""
+"""Keys that the word list decides; evaluation and prediction take them from the run."""
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
-    """Return what the word list says about itself, by config key."""
+    """Return the values of config keys that the word list states about itself."""
     found = word_list.lower_cases(config.text.vocabulary)
     return {} if found is None else {"text.lower_case": found}
 
@@ -24,7 +24,7 @@ MAY_CHANGE = (
     "data.workers",
     "text.vocabulary",
 )
-"""Keys that may differ when a run is resumed: evaluation, workers, and where its data lie."""
+"""Keys that may differ when a run is resumed: evaluation, workers and paths of data."""
 
 CARRIED = ("text.vocabulary",)
 """Keys of files that are copied into a run's folder."""
@@ -38,9 +38,9 @@ def default_config() -> ConfigDict:
     config.batch_groups = 16
     config.epochs = 300
     config.data.directory = "data/howto100m"
-    # Streams that supply consecutive parts of every batch, and groups of records that are permuted together.
+    # Number of streams that supply consecutive parts of every batch, and of record groups that are permuted together.
     config.data.streams, config.data.block = 16, 1024
-    # Examples decoded at the same time; 0 leaves it to tf.data.
+    # Number of examples decoded at the same time; 0 lets tf.data choose.
     config.data.workers = 0
     config.clips = ConfigDict(
         {
@@ -57,16 +57,16 @@ def default_config() -> ConfigDict:
     config.text = ConfigDict(
         {
             "vocabulary": "data/dict.npy",
-            # A new run's word table. Skipped where config.init_from is set, unless a pattern (config.init_fresh or a
-            # source's `fresh`) leaves text/word_embd fresh.
+            # Word table of a new run. It is not read if config.init_from is set, unless a pattern (config.init_fresh or
+            # a source's `fresh`) leaves text/word_embd fresh.
             "word2vec": "data/word2vec.pth",
             "rows": 66250,
             "word_dim": 300,
             "max_words": 20,
             "max_words_retrieval": 30,
-            # Lower-case text before its words are looked up: what the word list says of itself, if it does.
+            # If true, text is lower-cased before its words are looked up; a word list with settings decides this.
             "lower_case": False,
-            # Of sentences given to a predictor; the released model's own are True and 16.
+            # Lower-casing and number of words for sentences given to a predictor; True and 16 in the released model.
             "lower_case_raw": False,
             "max_words_raw": 30,
         }

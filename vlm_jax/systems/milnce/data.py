@@ -1,4 +1,4 @@
-"""MIL-NCE's records and what the model reads from them."""
+"""Training records of MIL-NCE and the training pipeline."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,19 +16,19 @@ from vlm_jax.systems.milnce import captions
 from vlm_jax.text import word_list
 from vlm_jax.types import DataShard
 
-# As bytes: TFDS would store float64 as float32, and nearly equal times decide which captions are candidates.
+# As bytes: TFDS would store float64 as float32, and the choice of candidates depends on nearly equal times.
 SECOND = tfds.features.Tensor(shape=(), dtype=np.float64, encoding="bytes")
 SECONDS = tfds.features.Tensor(shape=(None,), dtype=np.float64, encoding="bytes")
 
 _SEGMENT = {
     "video_id": tfds.features.Text(),
-    # Whole second of the first frame, and the seek seconds of this record, both included.
+    # Whole second of the first frame; first and last second, inclusive, at which a clip of this record begins.
     "start": np.int32,
     "seek_first": np.int32,
     "seek_last": np.int32,
     "height": np.int32,
     "width": np.int32,
-    # Captions whose clips may begin here and their neighbours; number of the first one, and of all of the video.
+    # Captions whose clips may begin here, and their neighbours: index of the first one, number of the video's captions.
     "caption_first": np.int32,
     "caption_total": np.int32,
     "caption_start": SECONDS,
@@ -38,30 +38,30 @@ _SEGMENT = {
 TRAINING_FEATURES = tfds.features.FeaturesDict(
     {**_SEGMENT, "frames": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"))}
 )
-"""A segment of a narrated video. Frame i is what the video shows at `start + i / fps` seconds."""
+"""Features of a segment of a narrated video. Frame i is shown at `start + i / fps` seconds."""
 MP4_FEATURES = tfds.features.FeaturesDict({**_SEGMENT, "mp4": tfds.features.Tensor(shape=(), dtype=np.object_)})
-"""The same with its frames as a video file, which has no bytes where there are no frames."""
+"""Features of a segment whose frames are a video file, of no bytes if there are no frames."""
 ORIGINAL_FEATURES = tfds.features.FeaturesDict({**_SEGMENT, "video": tfds.features.Tensor(shape=(), dtype=np.object_)})
-"""A whole narrated video as its own file, at its own size and rate, from which clips are cut as the reference does."""
+"""Features of a whole narrated video as its original file, from which clips are cut as the reference does."""
 FORMATS = {"jpeg": TRAINING_FEATURES, "mp4": MP4_FEATURES, "original": ORIGINAL_FEATURES}
-"""Features of the training records, by the protocol's `format`."""
+"""Features of training records by the protocol's `format`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """How training clips are taken from videos.
+    """Settings for taking training clips from videos.
 
     Attributes:
-      num_frames: T.
-      fps: Frames a second.
-      size: Height and width.
-      min_time: Captions shorter than this are widened, seconds.
-      num_candidates: K.
-      max_words: L.
-      crop_only: Crop from the frame as it is; else the largest square, scaled.
-      center_crop: Crop in the middle.
-      random_flip: Mirror every second clip.
-      lower_case: Lower-case captions before their words are looked up.
+      num_frames: Number of frames per clip, T.
+      fps: Frames per second.
+      size: Height and width of a frame, pixels.
+      min_time: Duration to which shorter captions are widened, seconds.
+      num_candidates: Number of candidate captions, K.
+      max_words: Number of words per caption, L.
+      crop_only: If true, the crop is taken from the frame as it is; else it is the largest square, scaled.
+      center_crop: If true, the crop lies in the middle; else at random.
+      random_flip: If true, a clip is mirrored with probability 1/2.
+      lower_case: If true, captions are lower-cased before their words are looked up.
     """
 
     num_frames: int
@@ -77,16 +77,23 @@ class Clips:
 
     @property
     def seconds(self) -> float:
-        """Length of a clip."""
+        """Return the duration of a clip, seconds."""
         return self.num_frames / self.fps
 
 
 def clip_weights(
     start: np.ndarray, end: np.ndarray, seeks: tuple[int, int], min_time: float, clip_seconds: float
 ) -> np.ndarray:
-    """Chance of each caption's clip to begin in `seeks` (whole seconds, both included): `[N]`.
+    """Return the probability that the clip of each of N captions begins in a record: `[N]`.
 
-    A caption's clip begins at one of its own whole seconds, each as likely; a record holds some of them.
+    A caption's clip begins at one of its whole seconds, all equally likely; a record holds some of them.
+
+    Args:
+      start: Starts of the captions, seconds.
+      end: Ends of the captions, seconds.
+      seeks: First and last whole second of the record, inclusive.
+      min_time: Duration to which shorter captions are widened, seconds.
+      clip_seconds: Duration of a clip, seconds.
     """
     weights = np.zeros(len(start))
     for caption, (begin, finish) in enumerate(zip(start, end, strict=True)):
@@ -101,11 +108,11 @@ def draw_clip(
     record: Mapping[str, np.ndarray],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, int, float, float, bool]:
-    """Draws one training example from a segment: caption, seek second, crop and flip, in the reference's order.
+    """Draw one training example from a segment: caption, seek second, crop and flip, in the order of the reference.
 
     Returns:
       Word ids `[K, L]` of the candidates, index of the clip's first frame in the segment, horizontal and vertical
-      place of the crop in [0, 1], and whether to mirror.
+      position of the crop in [0, 1], and true if the clip is mirrored.
     """
     start, end, texts = record["caption_start"], record["caption_end"], record["caption_text"]
     seeks = int(record["seek_first"]), int(record["seek_last"])
@@ -118,7 +125,7 @@ def draw_clip(
     u, w = (0.5, 0.5) if clips.center_crop else rng.random(2)
     flip = bool(clips.random_flip and rng.random() < 0.5)
 
-    # A record holds as many neighbours as any bag reaches, but candidates are counted over the whole video.
+    # A record holds all neighbours that a bag may contain, but candidates are chosen among all captions of the video.
     offset, total = int(record["caption_first"]), int(record["caption_total"])
     padded_start, padded_end = np.full(total, np.nan), np.full(total, np.nan)
     padded_start[offset : offset + len(start)], padded_end[offset : offset + len(end)] = start, end
@@ -131,10 +138,10 @@ def draw_clip(
 
 
 def records_format(split: Split) -> str:
-    """How the frames of training records are stored: a key of `FORMATS`.
+    """Return the format of the frames in training records, a key of `FORMATS`.
 
     Raises:
-      DataError: where this version does not know it.
+      DataError: If the format is unknown.
     """
     form = split.protocol.get("format", "jpeg")
     if form not in FORMATS:
@@ -143,7 +150,7 @@ def records_format(split: Split) -> str:
 
 
 def first_captions(directory: str, most: int = 1000) -> list[str]:
-    """Return the captions of the first training records, at least `most` if there are as many; no frames are read."""
+    """Return the captions of the first training records, at least `most` if there are so many; no frames are read."""
     found: list[str] = []
     for record in read_features(Split(directory, "train"), {"caption_text": _SEGMENT["caption_text"]}):
         found += [text.decode() for text in record["caption_text"]]
@@ -153,7 +160,7 @@ def first_captions(directory: str, most: int = 1000) -> list[str]:
 
 
 def read_training(serialised: tf.Tensor, form: str) -> dict[str, tf.Tensor]:
-    """A training record, its frames not decoded."""
+    """Parse a training record without decoding its frames."""
     return FORMATS[form].deserialize_example(
         serialised, decoders={"frames": tfds.decode.SkipDecoding()} if form == "jpeg" else None
     )
@@ -169,10 +176,19 @@ def train_pipeline(
     block: int,
     workers: int,
 ) -> TrainPipeline:
-    """Batches of `video` uint8 `[B, T, S, S, 3]`, `text` int32 `[B, K, L]` and `flip` bool `[B]`.
+    """Return batches of `video` uint8 `[B, T, S, S, 3]`, `text` int32 `[B, K, L]` and `flip` bool `[B]`.
+
+    Args:
+      directory: Folder of the data set.
+      clips: Settings of clips.
+      vocabulary: Ids by word.
+      shard: Part of every batch that this process supplies.
+      streams: Number of streams that supply consecutive parts of every batch.
+      block: Number of record groups that are permuted together.
+      workers: Number of examples decoded at the same time; 0 lets tf.data choose.
 
     Raises:
-      DataError: where the records were prepared for other clips.
+      DataError: If the records were prepared for other clips.
     """
     split = Split(directory, "train")
     wanted = {"kind": "milnce_training", "fps": clips.fps, "min_time": clips.min_time, "clip_seconds": clips.seconds}

@@ -1,4 +1,4 @@
-"""MIL-NCE's evaluation records and what the model reads from them."""
+"""Evaluation records of MIL-NCE and the evaluation pipelines."""
 
 import zlib
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ RETRIEVAL_FEATURES = tfds.features.FeaturesDict(
         "frames": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="png")),
     }
 )
-"""An item of a retrieval set: the frames of its W clips of T frames, one clip after the other."""
+"""Features of an item of a retrieval set; `frames` holds its W clips of T frames, one after the other."""
 
 CLASSIFICATION_FEATURES = tfds.features.FeaturesDict(
     {
@@ -36,8 +36,9 @@ CLASSIFICATION_FEATURES = tfds.features.FeaturesDict(
         "frames": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="png")),
     }
 )
-"""A video of a classification set: its code in each split (1 train, 2 test, 0 unused), the frames that any of its W
-windows shows, each once, and which of them make the windows, one after the other, -1 for black."""
+"""Features of a video of a classification set. `splits` holds its code in each split (1 train, 2 test, 0 unused),
+`frames` every frame that one of its W windows shows, and `windows` the frame numbers of the windows, one after the
+other, -1 for black."""
 
 
 def retrieval_pipeline(
@@ -55,10 +56,21 @@ def retrieval_pipeline(
 ) -> EvaluationPipeline:
     """Return batches of `video` uint8 `[B, W, T, S, S, 3]` and `text` int32 `[B, L]`.
 
-    `frame_order` is filmed, shuffled or reversed; `lower_case` lower-cases captions before words are looked up.
+    Args:
+      directory: Folder of the data set.
+      split_name: Name of the split.
+      windows: Number of clips per item, W.
+      num_frames: Number of frames per clip, T.
+      fps: Frames per second.
+      size: Height and width of a frame, S, pixels.
+      max_words: Number of words per caption, L.
+      vocabulary: Ids by word.
+      shard: Part of every batch that this process supplies.
+      frame_order: Order of the frames: filmed, shuffled or reversed.
+      lower_case: If true, captions are lower-cased before their words are looked up.
 
     Raises:
-      DataError: where the records were prepared for another protocol.
+      DataError: If the records were prepared for another protocol.
     """
     split = Split(directory, split_name)
     wanted = {"kind": "milnce_retrieval", "windows": windows, "num_frames": num_frames, "fps": fps, "size": size}
@@ -86,7 +98,7 @@ def retrieval_pipeline(
 
 
 def frame_numbers(order: str, windows: int, num_frames: int, item: bytes) -> np.ndarray:
-    """In which order the frames of an item's windows are shown: int64 `[W, T]`, by the item's name if at random."""
+    """Return the order of the frames in an item's W windows, int64 `[W, T]`; `item` seeds the order 'shuffled'."""
     numbers = np.tile(np.arange(num_frames), (windows, 1))
     if order == "shuffled":
         return np.random.default_rng(zlib.crc32(item)).permuted(numbers, axis=1)
@@ -94,9 +106,9 @@ def frame_numbers(order: str, windows: int, num_frames: int, item: bytes) -> np.
 
 
 def retrieval_items(directory: str, split_name: str) -> list[dict[str, object]]:
-    """Return what each item of a retrieval set is, in order: `video_id`, `text`, `start`, `end`, `clip_starts`.
+    """Return `video_id`, `text`, `start`, `end` and `clip_starts` of the items of a retrieval set, in order.
 
-    The frames, nearly all of a set's bytes, are not read.
+    Times are in seconds. The frames, nearly all bytes of a set, are not read.
     """
     features = {key: RETRIEVAL_FEATURES[key] for key in RETRIEVAL_FEATURES if key != "frames"}
     return [
@@ -114,12 +126,12 @@ def retrieval_items(directory: str, split_name: str) -> list[dict[str, object]]:
 def classification_pipeline(
     directory: str, split_name: str, windows: int, num_frames: int, size: int, shard: DataShard
 ) -> EvaluationPipeline:
-    """Batches of `video` uint8 `[B, W, T, S, S, 3]`, `label` int32 `[B]` and `splits` int32 `[B, 3]`.
+    """Return batches of `video` uint8 `[B, W, T, S, S, 3]`, `label` int32 `[B]` and `splits` int32 `[B, 3]`.
 
-    Labels number the classes of the whole list in alphabetical order.
+    Labels number all classes of the data set in alphabetical order.
 
     Raises:
-      DataError: where the records were prepared for another protocol.
+      DataError: If the records were prepared for another protocol.
     """
     split = Split(directory, split_name)
     wanted = {"kind": "milnce_classification", "windows": windows, "num_frames": num_frames, "size": size}
@@ -132,7 +144,7 @@ def classification_pipeline(
             serialised, decoders={"frames": tfds.decode.SkipDecoding()}
         )
         frames = images.decode_pngs(record["frames"])
-        # The black frame comes first, so that -1 is 0.
+        # The black frame comes first, at number -1 + 1.
         frames = tf.concat([tf.zeros([1, size, size, 3], tf.uint8), tf.ensure_shape(frames, [None, size, size, 3])], 0)
         return {
             "video": tf.gather(frames, tf.reshape(record["windows"] + 1, [windows, num_frames])),

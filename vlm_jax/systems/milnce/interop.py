@@ -1,4 +1,4 @@
-"""Names of MIL-NCE checkpoints: antoine77340/MIL-NCE_HowTo100M (training) and antoine77340/S3D_HowTo100M (released)."""
+"""Conversion of checkpoints of antoine77340/MIL-NCE_HowTo100M (training) and antoine77340/S3D_HowTo100M (released)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -61,10 +61,10 @@ RULES = (
 
 
 def state_dict(source: Any) -> dict[str, np.ndarray]:
-    """The state dict of a loaded file: a training checkpoint (`epochNNNN.pth.tar`) or a bare one, unprefixed.
+    """Return the state dict of a loaded `epochNNNN.pth.tar` or of a bare state dict, without the prefix `module.`.
 
     Raises:
-      ConversionError: where the file holds something else.
+      ConversionError: If the file holds something else.
     """
     content = source.get("state_dict", source) if isinstance(source, Mapping) else source
     if not isinstance(content, Mapping) or not content:
@@ -79,12 +79,13 @@ def state_dict(source: Any) -> dict[str, np.ndarray]:
 
 
 def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """The config keys that a state dict decides, by section: the stem, by its kernel's shape, and the sizes.
+    """Return the config keys that a state dict decides, by section: stem and sizes.
 
-    With the folded stem it is the released model, whose text tower lower-cases sentences and keeps 16 words.
+    The shape of the stem's kernel tells the released model, which has the space-to-depth stem. Its text tower
+    lower-cases sentences and keeps 16 words.
 
     Raises:
-      ConversionError: for a stem of another shape.
+      ConversionError: If the stem has another shape.
     """
     kernel = source[STEM].shape
     stems = {(3, 3, 7, 7): False, (24, 2, 4, 4): True}
@@ -104,14 +105,14 @@ def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]
 
 
 def to_variables(source: Mapping[str, np.ndarray], expected: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Our variables from a state dict.
+    """Convert a state dict to variables.
 
     Args:
-      source: As `state_dict` returns it.
-      expected: Shapes of our variables, to be met exactly.
+      source: State dict from `state_dict`.
+      expected: Shapes of the variables, which must match exactly.
 
     Raises:
-      ConversionError: listing names that were not used, not found, or of another shape.
+      ConversionError: If names are unused, missing, or of another shape; it lists them.
     """
     return convert(source, RULES, expected)
 
@@ -128,5 +129,5 @@ def file_content(arrays: Mapping[str, np.ndarray], epoch: int) -> dict[str, Any]
 
 
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """A state dict under the reference's names from our variables."""
+    """Convert variables to a state dict with the reference's names."""
     return invert(variables, RULES)

@@ -1,4 +1,4 @@
-"""A linear classifier on frozen features, as HMDB-51 is scored (needs the extra `eval`)."""
+"""Linear classifier on frozen features, the protocol of HMDB-51 (needs the extra `eval`)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from vlm_jax.errors import MissingPackageError
 
 @dataclasses.dataclass(frozen=True)
 class LinearProbe:
-    """A fitted classifier and what it says of the test videos.
+    """Fitted classifier and its decisions on the test videos.
 
     Attributes:
-      classes: In alphabetical order.
-      weights: `[classes, C]`.
-      intercepts: `[classes]`.
-      decisions: Decision values of the test videos, summed over windows: `[videos, classes]`.
-      accuracy: Share of test videos whose largest decision is the true class.
+      classes: Names of the classes, in alphabetical order.
+      weights: Weights, `[classes, C]`.
+      intercepts: Intercepts, `[classes]`.
+      decisions: Decision values of the test videos, summed over windows, `[videos, classes]`.
+      accuracy: Fraction of test videos whose largest decision value is that of the true class.
     """
 
     classes: tuple[str, ...]
@@ -28,7 +28,7 @@ class LinearProbe:
 
 
 def require_solver() -> None:
-    """Raises ImportError without scikit-learn: to be told before hours of encoding, not after."""
+    """Raise MissingPackageError without scikit-learn, before hours of encoding and not after."""
     try:
         import sklearn.svm  # noqa: F401
     except ImportError:
@@ -38,20 +38,20 @@ def require_solver() -> None:
 def linear_probe(
     features: np.ndarray, labels: Sequence[str], train: np.ndarray, test: np.ndarray, penalty: float = 100.0
 ) -> LinearProbe:
-    """Fits one-vs-rest linear SVMs (squared hinge, L2, penalised intercept) on every window of the training videos.
+    """Fit one-vs-rest linear SVMs (squared hinge, L2, penalised intercept) on every window of the training videos.
 
-    Source: antoine77340/MIL-NCE_HowTo100M, eval_hmdb.py. The objective is strictly convex, so it is solved in the
-    primal, to convergence.
+    Source: antoine77340/MIL-NCE_HowTo100M, eval_hmdb.py. The objective is strictly convex and has one solution, so it
+    is solved in the primal, to convergence.
 
     Args:
-      features: `[videos, W, C]`.
-      labels: Class of every video.
-      train: `[videos]`, which to fit on.
-      test: `[videos]`, which to score.
-      penalty: C.
+      features: Features of every window, `[videos, W, C]`.
+      labels: Class of every video, `[videos]`.
+      train: Mask of the training videos, bool `[videos]`.
+      test: Mask of the test videos, bool `[videos]`.
+      penalty: Penalty parameter C of the SVM.
 
     Raises:
-      ImportError: without scikit-learn.
+      MissingPackageError: If scikit-learn is not installed.
     """
     require_solver()
     from sklearn.svm import LinearSVC

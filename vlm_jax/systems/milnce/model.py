@@ -1,4 +1,4 @@
-"""MIL-NCE's two towers: S3D for video, and a bag-of-words text tower.
+"""Network of MIL-NCE with two towers: S3D for video, and a bag of words for text.
 
 Sources: Miech et al. 2020; antoine77340/MIL-NCE_HowTo100M, s3dg.py. Submodules carry the names of the released
 checkpoints.
@@ -13,15 +13,16 @@ from vlm_jax.models.s3d import S3D
 
 
 class TextTower(nn.Module):
-    """Embeds a bag of words: frozen table, linear, ReLU, maximum over words, linear.
+    """Text tower over a bag of words: frozen word table, linear, ReLU, maximum over words, linear.
 
     Padding (id 0) is looked up and takes part in the maximum like any word, as in the reference.
 
     Attributes:
-      rows: Size of the word table, padding included.
+      rows: Number of rows of the word table, padding included.
       word_dim: Size of a word vector.
-      hidden_dim: Size of the layer under the maximum.
-      embedding_dim: Size of the joint space.
+      hidden_dim: Size of the hidden layer.
+      embedding_dim: Size of the joint space, D.
+      dtype: Compute type; the last layer computes in at least float32.
     """
 
     rows: int = 66250
@@ -32,7 +33,7 @@ class TextTower(nn.Module):
 
     @nn.compact
     def __call__(self, words: jax.Array) -> jax.Array:
-        """`[N, L]` word ids -> `[N, embedding_dim]`."""
+        """Embed word ids `[N, L]`: `[N, D]`."""
         table = self.variable(
             "frozen", "word_embd", lambda: jax.random.normal(self.make_rng("params"), (self.rows, self.word_dim))
         )
@@ -42,11 +43,11 @@ class TextTower(nn.Module):
 
 
 class MilNce(nn.Module):
-    """Both towers, as `video` and `text`."""
+    """Video tower and text tower."""
 
     video: S3D
     text: TextTower
 
     def __call__(self, video: jax.Array, words: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
-        """`[B, T, H, W, 3]` in [0, 1] and `[N, L]` ids -> embeddings `[B, D]`, `[N, D]`."""
+        """Embed clips `[B, T, H, W, 3]` in [0, 1] and word ids `[N, L]`: `[B, D]` and `[N, D]`."""
         return self.video(video, train)["video_embedding"], self.text(words)

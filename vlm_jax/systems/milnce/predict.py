@@ -1,4 +1,4 @@
-"""MIL-NCE's predictor: embeddings of clips and sentences, features of whole videos and of words."""
+"""Predictor of MIL-NCE: embeddings of clips and sentences, features of whole videos and of words."""
 
 import hashlib
 import warnings
@@ -19,7 +19,7 @@ from vlm_jax.train.batches import predict_batches
 from vlm_jax.types import Variables
 
 SENTENCES = 64
-"""Sentences that are encoded at the same time when many are."""
+"""Number of sentences that `text_features` encodes at the same time."""
 
 
 def make_predictor(config: ConfigDict, variables: Variables, extractor: Extractor | None) -> "MilNcePredictor":
@@ -29,7 +29,7 @@ def make_predictor(config: ConfigDict, variables: Variables, extractor: Extracto
 
 
 class MilNcePredictor(Predictor):
-    """Embeds video and text into one space."""
+    """Predictor that embeds video and text into one space."""
 
     def __init__(self, config: ConfigDict, variables: Variables) -> None:
         super().__init__(config, variables)
@@ -40,21 +40,21 @@ class MilNcePredictor(Predictor):
         """Embed one clip, or a batch of them.
 
         Args:
-          video: A file, of which the clip that begins at `start` is read (centre square, at the config's rate, black
-            beyond the end); or frames, uint8 `[T, H, W, 3]` or `[B, T, H, W, 3]`, RGB.
-          start: Seconds into the file.
+          video: Video file, of which one clip is read (centre square, at the config's rate, black beyond the end); or
+            RGB frames, uint8 `[T, H, W, 3]` or `[B, T, H, W, 3]`.
+          start: Start of the clip in the file, seconds.
 
         Returns:
           `[D]`, or `[B, D]` for a batch.
 
         Raises:
-          VideoError: where the file cannot be read.
-          ValueError: for frames of another shape or type.
+          VideoError: If the file cannot be read.
+          ValueError: If frames have another shape or type.
         """
         return self._video(video, start)["video_embedding"]
 
     def video_features(self, video: str | Path | np.ndarray, *, start: float = 0.0) -> np.ndarray:
-        """Return the pooled feature before the joint space, `mixed_5c` `[C]` or `[B, C]`; see `encode_video`."""
+        """Return the pooled feature `mixed_5c`, `[C]` or `[B, C]`; arguments and errors as in `encode_video`."""
         return self._video(video, start)["mixed_5c"]
 
     def extract(
@@ -73,19 +73,19 @@ class MilNcePredictor(Predictor):
         """Return the features of a whole video, `[N, C]` float32, one row per window (`video.windows.window_batches`).
 
         Args:
-          path: A video file.
+          path: Video file.
           layer: Output of the video encoder, such as 'mixed_5c' or 'video_embedding'.
-          window: Frames of a row; the config's clip if not given, as `fps` and `size`.
-          stride: Frames from one row to the next; the window if not given.
-          fps: Frames per second.
-          size: Height and width of a frame, pixels.
-          crop: 'center', the largest square, or 'none', the whole frame squeezed into one.
-          batch_size: Windows encoded at the same time; changes no feature.
-          threads: Decoder threads, 0 for one per core.
+          window: Number of frames per window; None for the clip length of the config.
+          stride: Number of frames from one window to the next; None for `window`.
+          fps: Frames per second; None for the config's.
+          size: Height and width of a frame, pixels; None for the config's.
+          crop: Crop of a frame: 'center', the largest square, or 'none', the whole frame squeezed into a square.
+          batch_size: Number of windows encoded at the same time; it changes no feature.
+          threads: Number of decoder threads, 0 for one per core.
 
         Raises:
-          VideoError: where the file cannot be used.
-          ConfigError: for a number out of range, or a layer that the encoder does not have.
+          VideoError: If the file cannot be used.
+          ConfigError: If a number is out of range, or the encoder does not have the layer.
         """
         from vlm_jax.video.windows import CROPS, window_batches
 
@@ -103,10 +103,10 @@ class MilNcePredictor(Predictor):
         return np.concatenate(rows).astype(np.float32)
 
     def feature_dim(self, layer: str, *, window: int, size: int) -> int:
-        """Return C of an output of the video encoder, for windows of so many frames of `size` x `size` pixels.
+        """Return the size C of an output of the video encoder for `window` frames of `size` x `size` pixels.
 
         Raises:
-          ConfigError: where the encoder has no such output, or none `[B, C]`.
+          ConfigError: If the encoder has no such output of shape `[B, C]`.
         """
         video = jax.ShapeDtypeStruct((1, window, size, size, 3), np.uint8)
         outputs = jax.eval_shape(self._encode["video"], self.variables, {"video": video})
@@ -118,16 +118,19 @@ class MilNcePredictor(Predictor):
     def encode_text(
         self, sentences: Sequence[str], *, lower_case: bool | None = None, max_words: int | None = None
     ) -> np.ndarray:
-        """Embed sentences: `[N, D]`. Words that the word list does not have are dropped, with a warning.
+        """Embed sentences; words that the word list lacks are dropped with a warning.
 
         Args:
-          sentences: As a person writes them.
-          lower_case: Lower-case them first; as `config.text` says if not given.
-          max_words: How many known words of each are kept; `config.text.max_words_raw` if not given.
+          sentences: N raw sentences.
+          lower_case: If true, sentences are lower-cased first; None for the setting of `config.text`.
+          max_words: Number of known words kept per sentence; None for `config.text.max_words_raw`.
+
+        Returns:
+          `[N, D]`.
 
         Raises:
-          VocabularyError: where the config names no usable word list.
-          ValueError: for a single string.
+          VocabularyError: If the config names no usable word list.
+          ValueError: If `sentences` is a single string.
         """
         ids = self.word_ids(sentences, lower_case=lower_case, max_words=max_words)
         return self._embed_ids(ids)
@@ -135,9 +138,9 @@ class MilNcePredictor(Predictor):
     def word_ids(
         self, sentences: Sequence[str], *, lower_case: bool | None = None, max_words: int | None = None
     ) -> np.ndarray:
-        """Return rows of the word table, int32 `[N, L]`, 0 after the last; all 0 where no word is known.
+        """Return the word ids of sentences, int32 `[N, L]`, padded with 0; all 0 for a sentence without known words.
 
-        Arguments and errors as `encode_text`.
+        Arguments and errors as in `encode_text`.
         """
         if isinstance(sentences, str):
             raise ValueError("encode_text: expected a list of sentences, found one string")
@@ -149,14 +152,15 @@ class MilNcePredictor(Predictor):
         return np.stack([word_list.encode(sentence, vocabulary, length, lower=lower) for sentence in sentences])
 
     def text_features(self, sentences: Mapping[str, str], layer: str = "sentence") -> EncodedText:
-        """Return the features of sentences by name, for systems that work on them.
+        """Return the features of sentences by name, for systems that take features.
 
         Args:
-          sentences: By name.
-          layer: 'sentence', the embedding `[S]`, or 'words', the word table's rows of the known words `[L, C]`.
+          sentences: Sentences by name.
+          layer: Layer of the features: 'sentence', the embedding `[S]`, or 'words', the word vectors of the known words
+            `[L, C]`.
 
         Raises:
-          ConfigError: for another layer, or where no sentence has a known word.
+          ConfigError: If the layer is unknown, or no sentence has a known word.
         """
         if layer not in LAYERS:
             raise ConfigError(f"layer: {layer!r} is not one of {', '.join(LAYERS)}")
@@ -191,7 +195,7 @@ class MilNcePredictor(Predictor):
 
     @property
     def _lower_cases(self) -> bool:
-        """Return whether sentences given to this predictor are lower-cased."""
+        """Return true if sentences given to this predictor are lower-cased."""
         return self.config.text.lower_case or self.config.text.get("lower_case_raw", False)
 
     def _words(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""MIL-NCE: video and text embeddings from narrated video (Miech et al. 2020)."""
+"""Task of MIL-NCE, which learns video and text embeddings from narrated video (Miech et al. 2020)."""
 
 import json
 import warnings
@@ -30,16 +30,16 @@ WORD_TABLE = "text/word_embd"
 """Name of the frozen table of word vectors."""
 
 FRAME_ORDERS = ("filmed", "shuffled", "reversed")
-"""How evaluation shows a clip; what a model loses by the last two is what it had from motion and order."""
+"""Orders in which evaluation shows the frames of a clip. The loss by the last two shows what motion and order gave."""
 SIMILARITY_BLOCK = 1024
-"""Most sentences and videos that are compared at the same time."""
+"""Largest number of sentences, and of videos, that are compared at the same time."""
 
 
 def make_task(config: ConfigDict) -> Task:
-    """Builds the task.
+    """Build the task.
 
     Raises:
-      ConfigError: for a model that cannot be built.
+      ConfigError: If the model or the evaluators of the config are invalid.
     """
     model = make_model(config)
 
@@ -58,7 +58,7 @@ def make_task(config: ConfigDict) -> Task:
         )
         loss = mil_nce(video_embedding, text_embedding)
         if config.loss.divide_gradient_by_groups:
-            # The reference averages over its processes gradients that each belong to the whole loss.
+            # A process of the reference has the gradient through its own examples; these are averaged, not summed.
             share = loss / config.batch_groups
             loss = share + jax.lax.stop_gradient(loss - share)
         return loss, Aux({}, {**model_state, **updates})
@@ -95,10 +95,10 @@ def make_task(config: ConfigDict) -> Task:
 
 
 def make_model(config: ConfigDict) -> MilNce:
-    """Both towers.
+    """Build both towers.
 
     Raises:
-      ConfigError: naming the key.
+      ConfigError: If a key of `config.model` is invalid; it names the key.
     """
     model = config.model
     unknown = [name for name in model.blocks if name not in BLOCKS]
@@ -121,7 +121,7 @@ def make_model(config: ConfigDict) -> MilNce:
 
 
 def batch_specs(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of the global training batch."""
+    """Return the shapes of the global training batch."""
     clips, batch = config.clips, config.batch_size
     return {
         "video": jax.ShapeDtypeStruct((batch, clips.num_frames, clips.size, clips.size, 3), np.uint8),
@@ -131,29 +131,29 @@ def batch_specs(config: ConfigDict) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def vocabulary(config: ConfigDict) -> dict[str, int]:
-    """The word list that `config.text` names.
+    """Return the ids of the word list that `config.text` names, by word.
 
     Raises:
-      VocabularyError: where it does not fit the word table.
+      VocabularyError: If the list is missing or does not fit the word table.
     """
     return word_list.load(config.text.vocabulary, config.text.rows)
 
 
 def _warn_of_unknown(what: str, sentences: Sequence[object], words: Mapping[str, int], config: ConfigDict) -> None:
-    """Warn where words of captions are dropped."""
+    """Warn if words of sentences are dropped."""
     lost = word_list.cover(sentences, words, lower=config.text.lower_case).describe(config.text.vocabulary)
     if lost:
         warnings.warn(f"{what}: {lost}", stacklevel=2)
 
 
 def _sentences(text: jax.Array) -> jax.Array:
-    """`[B, K, L]` -> `[B*K, L]`."""
+    """Reshape word ids `[B, K, L]` to `[B*K, L]`."""
     return text.reshape(-1, text.shape[-1])
 
 
 def _video_encoder(model: MilNce):  # noqa: ANN202
     def encode(variables: Variables, batch: Batch) -> Outputs:
-        """`video` uint8 `[B, T, H, W, 3]` -> `video_embedding` `[B, D]`, `mixed_5c` `[B, C]`."""
+        """Encode `video` uint8 `[B, T, H, W, 3]`: `video_embedding` `[B, D]` and `mixed_5c` `[B, C]`."""
         own = {name: tree["video"] for name, tree in variables.items() if "video" in tree}
         outputs = model.video.apply(own, to_unit(batch["video"]))
         return {name: outputs[name] for name in ("video_embedding", "mixed_5c")}
@@ -163,7 +163,7 @@ def _video_encoder(model: MilNce):  # noqa: ANN202
 
 def _text_encoder(model: MilNce):  # noqa: ANN202
     def encode(variables: Variables, batch: Batch) -> Outputs:
-        """`text` `[N, L]` word ids -> `text_embedding` `[N, D]`."""
+        """Encode word ids `text` `[N, L]`: `text_embedding` `[N, D]`."""
         own = {name: tree["text"] for name, tree in variables.items() if "text" in tree}
         return {"text_embedding": model.text.apply(own, batch["text"])}
 
@@ -171,7 +171,7 @@ def _text_encoder(model: MilNce):  # noqa: ANN202
 
 
 def _with_word_table(variables: Variables, config: ConfigDict) -> Variables:
-    """Puts the table of `config.text.word2vec` in place of the random one; a source of `init_from` has its own."""
+    """Replace the random word table by `config.text.word2vec`, unless a source of `init_from` supplies a table."""
     path = config.text.word2vec
     if not path or not starts_fresh(config, WORD_TABLE):
         return variables
@@ -184,7 +184,7 @@ def _with_word_table(variables: Variables, config: ConfigDict) -> Variables:
 
 
 def _evaluators(config: ConfigDict, model: MilNce) -> dict[str, Evaluator]:
-    """Those of `config.retrieval` and `config.linear`, by name."""
+    """Return the evaluators of `config.retrieval` and `config.linear`, by name."""
     twice = sorted(set(config.retrieval) & set(config.linear))
     if twice:
         raise ConfigError(f"config.linear.{twice[0]}: config.retrieval has an evaluator of that name, too")
@@ -193,7 +193,7 @@ def _evaluators(config: ConfigDict, model: MilNce) -> dict[str, Evaluator]:
 
 
 def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
-    """Zero-shot retrieval: each caption against the mean of W window embeddings of every item."""
+    """Return the evaluator of zero-shot retrieval: each caption against every item's mean embedding over W windows."""
     wanted, clips = config.retrieval[name], config.clips
     if wanted.frame_order not in FRAME_ORDERS:
         raise ConfigError(
@@ -267,13 +267,13 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
 
 
 def dot_products(variables: Variables, text: jax.Array, video: jax.Array) -> jax.Array:
-    """Return the dot products of sentences [R, D] and videos [C, D]: [R, C]."""
+    """Return the dot products of sentences `[R, D]` and videos `[C, D]`: `[R, C]`."""
     del variables
     return jnp.matmul(text, video.T, precision="highest")
 
 
 def summarize_retrieval(similarity: np.ndarray) -> dict[str, float]:
-    """The reference's metrics, the tie-free ones, and what chance would give."""
+    """Return the reference's metrics, the tie-free metrics, and the recall of chance."""
     queries = len(similarity)
     chance = {f"chance/R@{k}": min(1.0, k / queries) for k in retrieval.RECALLS}
     tie_free = {f"tie_free/{name}": value for name, value in retrieval.tie_free_metrics(similarity).items()}
@@ -281,7 +281,7 @@ def summarize_retrieval(similarity: np.ndarray) -> dict[str, float]:
 
 
 def rankings(items: list[dict[str, object]], similarity: np.ndarray, best: int = 10) -> list[Mapping[str, object]]:
-    """For each query its best items with their scores, and the rank of the true one (from 1)."""
+    """Return each query with its best items, their scores, and the rank of the true item (from 1)."""
     queries = []
     for number, (item, scores) in enumerate(zip(items, similarity, strict=True)):
         order = np.argsort(-scores, kind="stable")
@@ -301,7 +301,7 @@ def rankings(items: list[dict[str, object]], similarity: np.ndarray, best: int =
 
 
 def _linear(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
-    """A linear classifier on the `mixed_5c` of every window, on each of three splits into training and test videos."""
+    """Return the evaluator that fits a linear classifier on the `mixed_5c` of every window, on each of three splits."""
     wanted, clips = config.linear[name], config.clips
     encode_video = _video_encoder(model)
 
@@ -344,10 +344,10 @@ def _linear(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
 
 
 def summarize_linear(name: str, outputs: Outputs) -> dict[str, float]:
-    """Accuracy on each split and their mean, as fractions.
+    """Return the accuracy on each split and the mean accuracy, as fractions.
 
     Raises:
-      ConfigError: where a split has no test videos, or training videos of fewer than two classes.
+      ConfigError: If a split has no test videos, or training videos of fewer than two classes.
     """
     metrics = {}
     for number, codes in enumerate(outputs["splits"].T, start=1):
