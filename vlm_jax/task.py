@@ -12,7 +12,7 @@ from vlm_jax import config as configs
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, PyTree, Sink, Variables
 
 PartitionRules = Sequence[tuple[str, jax.sharding.PartitionSpec]]
-"""Pairs of a regular expression on names such as 'a/b/kernel' and a sharding; the first match wins, else replicated."""
+"""Pairs of a regular expression on names ('a/b/kernel') and a sharding; the first match wins, no match replicates."""
 
 
 class Aux(NamedTuple):

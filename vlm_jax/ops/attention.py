@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 FAR = -1e9
-"""Score of keys that do not exist. It is finite, so that rows without any key give no NaN, in the gradient neither."""
+"""Score of keys that do not exist. It is finite, so that rows without keys give no NaN, in values or gradients."""
 
 BLOCK = 32
 """Number of queries that share one stretch of keys."""

@@ -71,7 +71,7 @@ def _batch_normalise_backward(saved: tuple, gradients: tuple) -> tuple:
     normalised = (x.astype(mean.dtype) - mean[:, None]) * inverse[:, None]
     bias_gradient = gradient.sum(1)
     scale_gradient = sum_of_products_cpu(gradient, normalised, 1)
-    # Two large terms and nothing after them: XLA would fuse a cheap last factor into every transposing reader.
+    # The last operation combines two large terms: XLA would fuse a cheap final factor into every transposing reader.
     factor = scale * inverse
     constant = factor * bias_gradient / x.shape[1]
     slope = factor * scale_gradient / x.shape[1]

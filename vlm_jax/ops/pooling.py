@@ -28,7 +28,7 @@ def max_pool(x: jax.Array, window: Window, strides: Window, padding: Padding) ->
 def max_pool_from_start(x: jax.Array, window: Window, strides: Window) -> jax.Array:
     """Max-pool a video `[B, T, H, W, C]` with windows that start at `i * stride` and are cut off at the end.
 
-    An axis of length N becomes `ceil(N / stride)` long. S3D pools so between its stages
+    An axis of length N becomes `ceil(N / stride)` long. S3D pools this way between its stages
     (antoine77340/MIL-NCE_HowTo100M, s3dg.py). XLA's SAME padding would start odd lengths at -1 instead.
     """
     padding = []

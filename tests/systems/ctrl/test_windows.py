@@ -19,7 +19,7 @@ def test_the_last_window_ends_within_the_video(frames, expected):
 def test_one_length_after_the_other_and_no_step():
     assert windows.sliding_windows(20, (8, 16), 0.5).tolist() == [[1, 9], [5, 13], [9, 17], [1, 17]]
     assert windows.sliding_windows(20, ()).shape == (0, 2)
-    with pytest.raises(ValueError, match=r"windows of 4 frames with an overlap of 0\.8 do not move on"):
+    with pytest.raises(ValueError, match=r"windows of 4 frames with an overlap of 0\.8 have a step of 0 frames"):
         windows.sliding_windows(20, (4,))
 
 

@@ -30,7 +30,7 @@ def test_points_of_every_level():
 
 
 def test_points_need_whole_levels():
-    with pytest.raises(ValueError, match="100 positions do not divide by the last level's stride 64"):
+    with pytest.raises(ValueError, match="100 positions are not a multiple of the last level's stride 64"):
         points(100)
 
 

@@ -28,8 +28,8 @@ def make_task(config: ConfigDict) -> Task:
     """
     if config.batch_groups != 1:
         raise ConfigError(
-            f"config.batch_groups: CTRL compares all sentences of a batch with all its windows, so there are no parts "
-            f"of it; expected 1, found {config.batch_groups}"
+            "config.batch_groups: CTRL compares all sentences of a batch with all its windows; expected 1, found "
+            f"{config.batch_groups}"
         )
     model, weights = make_model(config), config.loss
     specs = batch_specs(config)

@@ -78,7 +78,7 @@ def sliding_windows(num_frames: int, lengths: Sequence[int] = (64, 128, 256, 512
     for length in lengths:
         step = int(length * (1 - overlap))
         if step < 1:
-            raise ValueError(f"windows of {length} frames with an overlap of {overlap} do not move on")
+            raise ValueError(f"windows of {length} frames with an overlap of {overlap} have a step of 0 frames")
         starts = np.arange(1, num_frames - length + 1, step, dtype=np.int64)
         found.append(np.stack([starts, starts + length], 1))
     return np.concatenate(found) if found else np.zeros((0, 2), np.int64)

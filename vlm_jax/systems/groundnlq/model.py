@@ -87,12 +87,7 @@ class DepthwiseConv(nn.Module):
 class SelfAttention(nn.Module):
     """Self-attention whose queries, keys and values each pass a depthwise convolution and a norm first.
 
-    Attributes:
-      heads: Number of heads.
-      stride: Stride of the convolutions.
-      window: Number of positions that a query sees, odd; 0 for all.
-      relative_bias: If true, scores have a learned bias by distance (with a window only).
-      dtype: Compute type.
+    A query sees `window` positions, an odd number, or all of them if it is 0.
     """
 
     heads: int
@@ -220,17 +215,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Head of convolutions that all levels share.
-
-    Attributes:
-      outputs: Number of output channels.
-      dim: Number of hidden channels.
-      layers: Number of convolutions, the last one included.
-      kernel_size: Kernel size.
-      norm: If true, hidden layers are normalised.
-      bias_init: Initialiser of the last bias.
-      dtype: Compute type.
-    """
+    """Head of convolutions that all levels share; `layers` counts the last convolution, which has no norm."""
 
     outputs: int
     dim: int

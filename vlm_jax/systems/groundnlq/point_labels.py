@@ -31,7 +31,7 @@ def points(length: int, ranges: Sequence[tuple[float, float]] = RANGES, scale: i
     """
     last = scale ** (len(ranges) - 1)
     if length % last:
-        raise ValueError(f"points: {length} positions do not divide by the last level's stride {last}")
+        raise ValueError(f"points: {length} positions are not a multiple of the last level's stride {last}")
     tables = []
     for level, (low, high) in enumerate(ranges):
         stride = scale**level

@@ -72,7 +72,7 @@ class SampleSpec:
 
     @property
     def last_stride(self) -> int:
-        """Number of positions from one point of the last level to the next."""
+        """Return the number of positions from one point of the last level to the next."""
         return 2 ** (len(self.ranges) - 1)
 
     def make_buckets(self, lengths: Sequence[int]) -> Buckets:

@@ -76,7 +76,7 @@ def make_task(config: ConfigDict) -> Task:
         if config.model.classes != 1:
             raise ConfigError(
                 f"config.model.classes: {config.model.classes}, expected 1 for training: questions have one class; "
-                "checkpoints of models that tell several can be converted and evaluated"
+                "checkpoints of models with several classes can be converted and evaluated"
             )
         from vlm_jax.systems.groundnlq import data
 

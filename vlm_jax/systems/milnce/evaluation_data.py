@@ -144,7 +144,7 @@ def classification_pipeline(
             serialised, decoders={"frames": tfds.decode.SkipDecoding()}
         )
         frames = images.decode_pngs(record["frames"])
-        # The black frame comes first, at number -1 + 1.
+        # The black frame, number -1, comes first: numbers are increased by 1 below.
         frames = tf.concat([tf.zeros([1, size, size, 3], tf.uint8), tf.ensure_shape(frames, [None, size, size, 3])], 0)
         return {
             "video": tf.gather(frames, tf.reshape(record["windows"] + 1, [windows, num_frames])),

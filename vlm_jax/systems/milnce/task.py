@@ -30,7 +30,7 @@ WORD_TABLE = "text/word_embd"
 """Name of the frozen table of word vectors."""
 
 FRAME_ORDERS = ("filmed", "shuffled", "reversed")
-"""Orders in which evaluation shows the frames of a clip. The loss by the last two shows what motion and order gave."""
+"""Orders in which evaluation shows the frames of a clip; the drop in the last two measures the use of motion."""
 SIMILARITY_BLOCK = 1024
 """Largest number of sentences, and of videos, that are compared at the same time."""
 
