@@ -111,9 +111,11 @@ def _add_commands(commands: Commands) -> None:
     made.add_argument("--source", **named)
     ours = made.add_argument_group("our own features")
     ours.add_argument(
-        "--lengths", type=int, nargs="+", default=[64, 128, 256, 512], help="of windows, in frames at --fps"
+        "--lengths", type=int, nargs="+", default=[64, 128, 256, 512], help="lengths of windows, in frames at --fps"
     )
-    ours.add_argument("--overlap", type=float, default=0.8, help="of neighbouring windows (default: %(default)s)")
+    ours.add_argument(
+        "--overlap", type=float, default=0.8, help="part that neighbouring windows share (default: %(default)s)"
+    )
     ours.add_argument("--ending", default="", help="ending of video names in the annotations, such as .avi")
     made.set_defaults(run=windows)
     made = commands.add_parser("queries", help="a split of a set of sentences")
