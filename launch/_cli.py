@@ -108,7 +108,7 @@ def error_line(error: BaseException) -> str:
     """Return the line to print for an error, empty if the error is not meant for the user."""
     if isinstance(error, ModuleNotFoundError):
         error = missing_package(error)
-    elif isinstance(error, RuntimeError | AssertionError):  # jax asserts where the plugin of a named backend is missing
+    elif isinstance(error, RuntimeError | AssertionError):  # jax asserts if a named backend has no plugin
         error = explain(error)
     return f"error: {error}" if isinstance(error, UserError | OSError) else ""
 

@@ -78,7 +78,7 @@ def task(source_key, batch, candidates, groups, frames, size, optimizer="adam"):
     made, tower = make_task(config), make_model(config).video
 
     def everything(params, state, batch, key):
-        # A constant, so that the compiler sees one forward pass and not two.
+        # With a constant flip, the compiler can share one forward pass between the two calls.
         batch = {**batch, "flip": jnp.zeros(len(batch["video"]), bool)}
         own = {"params": params["video"], "batch_stats": state["batch_stats"]["video"]}
         outputs, _ = tower.apply(own, to_unit(batch["video"]), True, mutable=["batch_stats"])
