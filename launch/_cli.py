@@ -61,7 +61,10 @@ def lasting(reference: str, folder: Path) -> str:
 
 
 def report_skipped(path: Path, skipped: Sequence[tuple[str, str, str]]) -> None:
-    """Write skipped items (item, reason, detail) to a csv file, if there are any, and print their number by reason."""
+    """Write skipped items (item, reason, detail) to a csv file and print their number by reason.
+
+    If there are none, an older file is removed.
+    """
     if not skipped:
         path.unlink(missing_ok=True)
         return
