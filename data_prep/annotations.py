@@ -1,8 +1,8 @@
-"""Annotations to one form: python -m data_prep.annotations --source FILE --format FORM --output NAME.jsonl
+"""Convert annotations to JSON lines: python -m data_prep.annotations --source FILE --format FORM --output NAME.jsonl
 
-The output has a JSON object a line, {qid, video, query, duration, spans (seconds), fps, frames}: what launch/predict.py
-takes as a file list and launch/score.py as annotations. Forms: `vlm_jax/annotations.py`. What cannot be used is
-counted by reason and listed beside the output.
+The output has one JSON object per line, {qid, video, query, duration, spans (seconds), fps, frames}. launch/predict.py
+reads it as a file list, launch/score.py as annotations. `vlm_jax/annotations.py` describes the forms. Annotations that
+cannot be used are counted by reason and listed in a csv file beside the output.
 """
 
 import argparse
@@ -17,11 +17,13 @@ from vlm_jax.annotations import FORMS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, type=Path, help="file of annotations, or folder of TACoS's")
+    parser.add_argument(
+        "--source", required=True, type=Path, help="file of annotations; for tacos_raw also the folder of its files"
+    )
     parser.add_argument("--format", required=True, choices=tuple(FORMS))
-    parser.add_argument("--durations", type=Path, help="of charades: csv with the columns id and length")
+    parser.add_argument("--durations", type=Path, help="for charades: csv with the columns id and length (seconds)")
     parser.add_argument("--output", required=True, type=Path, help="file to write, .jsonl")
     arguments = parser.parse_args(argv)
     found = annotations.read(arguments.source, arguments.format, arguments.durations)

@@ -1,4 +1,4 @@
-"""Checking raw and prepared data: nothing is written, what is wrong is told in words, by reason."""
+"""Checks of raw and prepared data. Nothing is written; problems are printed by reason."""
 
 import argparse
 import collections
@@ -20,16 +20,16 @@ from vlm_jax.errors import DataError
 from vlm_jax.progress import Progress
 
 EXAMPLES = 5
-"""Of each reason that are printed."""
+"""Number of problems that are printed for each reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong.
+    """A problem of one file or record.
 
     Attributes:
-      reason: Which of the reasons.
-      detail: The file or record, and what was found.
+      reason: Key of its `Reason`.
+      detail: File or record, and what was found there.
     """
 
     reason: str
@@ -38,12 +38,12 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Reason:
-    """Words for a kind of problem.
+    """Description of a kind of problem.
 
     Attributes:
-      one: What follows the number 1, such as 'video is missing'.
-      many: What follows other numbers.
-      advice: What to do about it.
+      one: Words printed after the number 1, such as 'video is missing'.
+      many: Words printed after any other number.
+      advice: Remedy, printed behind the description.
     """
 
     one: str
@@ -53,16 +53,22 @@ class Reason:
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What was looked at, by name in the plural, and what is wrong with it."""
+    """Result of checking a part of the data.
+
+    Attributes:
+      counts: Number of things that were checked, by their name in the plural.
+      problems: Problems that were found.
+    """
 
     counts: Mapping[str, int]
     problems: Sequence[Problem] = ()
 
 
 CheckRecord = Callable[[Mapping[str, Any], Mapping[str, Any], float], Iterable[Problem]]
-"""(record by feature, encoded frames not decoded; protocol; its weight in the index) -> what is wrong.
+"""Function from a record by feature, the protocol, and the record's weight in the index to the record's problems.
 
-A problem's detail need not name the record. TensorFlow's errors and `DataError` mean frames that cannot be decoded."""
+Encoded frames of the record are not decoded yet. A problem's detail need not name the record. A `DataError` or an error
+of TensorFlow means that frames cannot be decoded."""
 
 PREPARED = {
     "shard": Reason(
@@ -76,11 +82,14 @@ PREPARED = {
         "delete its shard (.tfrecord- and .index-) and run the preparation again",
     ),
 }
-"""Reasons that every prepared data set has."""
+"""Reasons that apply to every prepared data set."""
 
 
 def check_each(function: Callable[[Any], Found], tasks: Sequence[Any], workers: int, label: str) -> Iterator[Found]:
-    """Calls a function on every task, in order, with a progress bar; function and tasks can be pickled."""
+    """Yield the result of a function for every task, in order, with a progress bar.
+
+    The function and the tasks are picklable.
+    """
     with Progress(label, len(tasks)) as progress:
         if workers > 1 and len(tasks) > 1:
             with ProcessPoolExecutor(min(workers, len(tasks)), multiprocessing.get_context("spawn")) as pool:
@@ -95,7 +104,7 @@ def check_each(function: Callable[[Any], Found], tasks: Sequence[Any], workers: 
 
 
 def report(name: str, found: Iterable[Found], reasons: Mapping[str, Reason]) -> bool:
-    """Prints what was looked at and what is wrong, the first few of each reason. Returns whether all is well."""
+    """Print what was checked and the first problems of each reason. Return true if there are no problems."""
     counts: collections.Counter[str] = collections.Counter()
     numbers: collections.Counter[str] = collections.Counter()
     examples: dict[str, list[str]] = collections.defaultdict(list)
@@ -119,10 +128,10 @@ def report(name: str, found: Iterable[Found], reasons: Mapping[str, Reason]) -> 
 
 
 def check_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the options that every check has."""
+    """Return a parser with the options that every check has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", required=True, type=Path, metavar="DIR", help="folder of the data")
-    parser.add_argument("--workers", type=int, default=1, help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes (default: %(default)s)")
     return parser
 
 
@@ -133,10 +142,16 @@ def run_check(
     *,
     may_be_file: bool = False,
 ) -> None:
-    """Checks the folder, or the file where that may be, and reports; exit status 1 if anything is wrong.
+    """Check the data that `--check` names and print a report. Exit with status 1 if there are problems.
+
+    Args:
+      arguments: Parsed options.
+      check: Function that checks the data.
+      reasons: Reasons of its problems.
+      may_be_file: If true, the data may be a file, otherwise only a folder.
 
     Raises:
-      DataError: where there is no such folder.
+      DataError: for data that do not exist.
     """
     if not (os.path.exists if may_be_file else os.path.isdir)(arguments.check):
         raise DataError(f"--check: {arguments.check}: no such folder")
@@ -145,10 +160,10 @@ def run_check(
 
 
 def check_prepared(directory: Path, check_record: CheckRecord, workers: int) -> Iterator[Found]:
-    """Checks every record of every split: checksums, index, content.
+    """Check the checksum, index and content of every record of every split.
 
     Raises:
-      DataError: where the folder holds no data set.
+      DataError: for a folder that holds no data set.
     """
     content = read_protocol(directory)
     tasks, broken = [], []

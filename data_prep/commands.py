@@ -1,4 +1,4 @@
-"""Command line that all preparations share: python -m data_prep.NAME COMMAND ..., and --check DIR."""
+"""Command line of all preparations: python -m data_prep.NAME COMMAND ..., or --check DIR."""
 
 import argparse
 import os
@@ -41,7 +41,7 @@ def check_folders(arguments: argparse.Namespace, *names: str) -> None:
     Raises:
       DataError: for a folder that does not exist; it names the option.
     """
-    if getattr(arguments, "finalize", False):  # it reads none of them
+    if getattr(arguments, "finalize", False):  # finalizing reads none of them
         return
     for name in names:
         if not os.path.isdir(getattr(arguments, name)):

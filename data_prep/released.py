@@ -1,8 +1,8 @@
-"""Data that the references published: python -m data_prep.released [NAME ...] [--output DIR]
+"""Fetch data that the references published: python -m data_prep.released [NAME ...] [--output DIR]
 
-Without names it lists all, with their addresses. With names it fetches their files into DIR/NAME; what no program can
-fetch is an error that says what to put where. The environment variable VLM_JAX_MIRROR names another place to fetch
-from, an address or a folder that holds NAME/FILE.
+Without names, the command lists all data with their addresses. With names, it fetches their files into DIR/NAME. If a
+file cannot be fetched by a program, the error says which file to put where. The environment variable VLM_JAX_MIRROR
+names another source, an address or a folder that holds NAME/FILE.
 """
 
 import argparse
@@ -18,8 +18,10 @@ from vlm_jax.references import released_checkpoints, released_data
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="what to fetch; nothing lists all")
-    parser.add_argument("--output", type=Path, default=Path("data/released"), help="folder (default: %(default)s)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="names of the data to fetch (default: list all)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("data/released"), help="folder to write to (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
     known = released_data()
     for name in arguments.names:

@@ -1,7 +1,7 @@
-"""Making shards with several workers, one after the other, or one at a time on a cluster.
+"""Preparation of shards by one process, several workers, or the jobs of a cluster.
 
-A shard is the result of one call of a pure function. Finished shards are left alone, so a preparation that was killed
-is simply started again; each shard comes out byte for byte the same. A shard that skipped an item because of a missing
+A shard is the result of one call of a pure function, byte for byte the same every time. Finished shards are kept, so
+running the same command again resumes a preparation that was killed. A shard that skipped an item because of a missing
 or unreadable file is made again once that file has changed.
 """
 
@@ -29,17 +29,17 @@ from vlm_jax.progress import Progress
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What is to be made.
+    """Description of the shards of one split.
 
     Attributes:
-      directory: Of the data set.
-      name: Of the data set.
-      split: Which split this is.
-      features: Of its examples.
-      protocol: How they are made; checked when they are read.
-      items: All of them, in order, of types that JSON has; shard i takes a stretch.
-      make: Items -> records, and skips for items that give none. Pure, and picklable.
-      sources: The folders and files that items are read from, by the names that `Skip.files` uses.
+      directory: Folder of the data set.
+      name: Name of the data set.
+      split: Name of the split.
+      features: Features of a record.
+      protocol: Settings that the records are made with; checked when the data are read.
+      items: All items, in order, of types that JSON has. Every shard takes a range of consecutive items.
+      make: Function from items to records, and to skips for items that give none; pure and picklable.
+      sources: Folders and files that the items are read from, by the names that `Skip.files` uses.
     """
 
     directory: Path
@@ -53,26 +53,29 @@ class Job:
 
 
 def add_arguments(parser: argparse.ArgumentParser, num_shards: int) -> None:
-    """The options that every preparation has."""
-    parser.add_argument("--output", required=True, type=Path, help="folder of the data set to make")
-    parser.add_argument("--num_shards", type=int, default=num_shards, help="shards in all (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=1, help="processes on this machine (default: %(default)s)")
-    parser.add_argument("--shard_index", type=int, help="make only this shard, such as a cluster job's number")
+    """Add the options that every preparation has."""
+    parser.add_argument("--output", required=True, type=Path, help="folder of the data set")
+    parser.add_argument("--num_shards", type=int, default=num_shards, help="number of shards (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, help="number of processes (default: %(default)s)")
     parser.add_argument(
-        "--shard_step", type=int, default=0, help="with --shard_index I: also shards I + N, I + 2 N, ... (N processes)"
+        "--shard_index", type=int, help="make only this shard, for instance the number of a cluster job"
+    )
+    parser.add_argument(
+        "--shard_step", type=int, default=0, help="N: with --shard_index I, also make shards I + N, I + 2 N, ..."
     )
     parser.add_argument(
         "--beam_pipeline_options",
-        help="make the shards by Apache Beam instead, such as runner=DirectRunner,direct_num_workers=4",
+        help="make the shards with Apache Beam, for instance runner=DirectRunner,direct_num_workers=4",
     )
-    parser.add_argument("--finalize", action="store_true", help="make nothing: check the shards and write the metadata")
+    parser.add_argument("--finalize", action="store_true", help="make no shards; check them and write the metadata")
 
 
 def run(job: Job, arguments: argparse.Namespace) -> None:
-    """Makes the shards that are missing, then the metadata once all are there.
+    """Make the missing shards, then write the metadata once all shards exist.
 
     Raises:
-      DataError: for numbers that do not fit, shards that are missing when finalizing, or a folder begun otherwise.
+      DataError: for options out of range, for shards that are missing when finalizing, or for a folder that was begun
+        with other items or settings.
     """
     count = arguments.num_shards
     if count < 1 or not job.items:
@@ -136,7 +139,7 @@ def _make(job: Job, count: int, wanted: Sequence[int], workers: int, beam_option
 
 
 def _end_with_parent() -> None:
-    """Lets a worker end when the command is killed; it would wait for work for ever."""
+    """Make a worker exit when the command is killed; otherwise it would wait for work forever."""
 
     def watch() -> None:
         multiprocessing.parent_process().join()
@@ -146,7 +149,11 @@ def _end_with_parent() -> None:
 
 
 def _check_begun(job: Job, count: int) -> None:
-    """Keeps shards of different lists or options from being mixed: a folder remembers what it was begun with."""
+    """Check that the folder was begun with the same items and settings, which are stored in it.
+
+    Raises:
+      DataError: for other items or settings, whose shards must not be mixed with these, or for a damaged file.
+    """
     path = job.directory / f"{job.name}-{job.split}.begun.json"
     digest = hashlib.sha256(json.dumps(job.items, sort_keys=True).encode()).hexdigest()
     wanted = {**job.protocol, "num_shards": count, "items": len(job.items), "items_sha256": digest}

@@ -1,4 +1,4 @@
-"""What the commands share: arguments, and errors for people."""
+"""Arguments and one-line errors of all commands."""
 
 import argparse
 import csv
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-# Where some library loads TensorFlow before ours does: no notices of its own.
+# Another library may load TensorFlow before ours does, so its log level is set here.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
@@ -23,26 +23,26 @@ from vlm_jax.train.sharding import explain
 
 
 def parser(description: str, *, config_required: bool = True) -> argparse.ArgumentParser:
-    """An argument parser with `--config`."""
+    """Return an argument parser with the option `--config`."""
     made = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Any config key can be set: --config.batch_size=64 --config.schedule.learning_rate=1e-4",
     )
     made.add_argument(
-        "--config", required=config_required, metavar="FILE[:VARIANT]", help="a file of configs/, and its variant"
+        "--config", required=config_required, metavar="FILE[:VARIANT]", help="file of configs/, and its variant"
     )
     return made
 
 
 def parse(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, ConfigDict]:
-    """Parses the command line; `--config.key=value` and `--config.key value` override the config."""
+    """Parse the command line and load the config, with overrides `--config.key=value` and `--config.key value`."""
     arguments, overrides = parse_overrides(made)
     return arguments, configs.load(arguments.config, overrides)
 
 
 def parse_overrides(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
-    """Parses the command line; what changes a config comes back as `--config.key=value`."""
+    """Parse the command line. Return its options, and overrides of the config as `--config.key=value`."""
     arguments, rest = made.parse_known_args()
     overrides: list[str] = []
     for word in rest:
@@ -56,12 +56,15 @@ def parse_overrides(made: argparse.ArgumentParser) -> tuple[argparse.Namespace, 
 
 
 def lasting(reference: str, folder: Path) -> str:
-    """Return how settings name a checkpoint, so that it is found from any folder: released:NAME, or the whole path."""
+    """Return a checkpoint's name that is valid in any folder: `released:NAME`, or the absolute path."""
     return reference if reference.startswith(PREFIX) else str(folder.absolute())
 
 
 def report_skipped(path: Path, skipped: Sequence[tuple[str, str, str]]) -> None:
-    """Counts by reason what was left out, and lists it (item, reason, detail) in a csv file if there is anything."""
+    """Write skipped items (item, reason, detail) to a csv file and print their number by reason.
+
+    If there are none, an older file is removed.
+    """
     if not skipped:
         path.unlink(missing_ok=True)
         return
@@ -73,19 +76,19 @@ def report_skipped(path: Path, skipped: Sequence[tuple[str, str, str]]) -> None:
 
 
 def compile_cache() -> None:
-    """Keeps compiled programs between runs, in `JAX_COMPILATION_CACHE_DIR` or the user's cache folder."""
+    """Keep compiled programs between runs, in `JAX_COMPILATION_CACHE_DIR` or the user's cache folder."""
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "vlm_jax" / "compiled"))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
-    """Print what is meant for the user as one line; what libraries tell their programmers stays unsaid."""
+    """Print warnings for users as one line, and drop warnings for programmers."""
     if issubclass(category, UserWarning):
         print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command; an error meant for the user is one line and exit status 1."""
+    """Run a command. An error for the user prints one line and exits with status 1."""
     warnings.showwarning = _show_warning
     try:
         main()
@@ -97,7 +100,7 @@ def run(main: Callable[[], None]) -> None:
             raise
         print(line, file=sys.stderr)
         if jax.distributed.is_initialized():
-            # The usual end waits for the other processes, which may be gone or waiting for this one.
+            # A normal exit waits for the other processes, which may have died or may wait for this one.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(1)
@@ -105,10 +108,10 @@ def run(main: Callable[[], None]) -> None:
 
 
 def error_line(error: BaseException) -> str:
-    """Return the line that tells an error; empty for one that is not meant for the user."""
+    """Return the line to print for an error, empty if the error is not meant for the user."""
     if isinstance(error, ModuleNotFoundError):
         error = missing_package(error)
-    elif isinstance(error, RuntimeError | AssertionError):  # jax asserts where the plugin of a named backend is missing
+    elif isinstance(error, RuntimeError | AssertionError):  # jax asserts if a named backend has no plugin
         error = explain(error)
     return f"error: {error}" if isinstance(error, UserError | OSError) else ""
 
@@ -120,5 +123,5 @@ def _report(kind: type[BaseException], error: BaseException, trace: TracebackTyp
         sys.__excepthook__(kind, error, trace)
 
 
-# For what is missing while a command imports its parts, before it runs.
+# A missing package raises while a command is imported, before `run` can catch it.
 sys.excepthook = _report

@@ -1,9 +1,9 @@
-"""Evaluates a checkpoint: python launch/evaluate.py --workdir RUN [--checkpoint PATH] [--config.key=value ...]
+"""Evaluate a checkpoint: python launch/evaluate.py --workdir RUN [--checkpoint PATH] [--config.key=value ...]
 
-Restores the newest checkpoint of the run, or the one given (`RUN@best`, `RUN@STEP`, a step's folder, a converted
-checkpoint, released:NAME), runs the evaluators of its config and writes `RUN/results/NAME.json`, each stating its
-protocol and what was evaluated. `--config FILE` takes evaluators and data from a file instead of from the run. Results
-of another evaluation stay as they are: `--name LABEL` writes to `RUN/results/LABEL/`, `--overwrite` replaces them.
+Restores the newest checkpoint of the run, or the given one (`RUN@best`, `RUN@STEP`, a step's folder, a converted
+checkpoint, released:NAME), and runs the evaluators of its config. Each result is written to `RUN/results/NAME.json`,
+with its protocol and origin. `--config FILE` takes evaluators and data from a file instead of from the run. Existing
+results of another evaluation are an error; `--name LABEL` writes to `RUN/results/LABEL/`, `--overwrite` replaces them.
 """
 
 import argparse
@@ -23,12 +23,14 @@ from vlm_jax.train.checkpoint import checkpoint_folder, restore_variables
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = _cli.parser(__doc__, config_required=False)
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run; results go there")
-    parser.add_argument("--checkpoint", default="", help="instead of the workdir's newest, such as RUN@best")
-    parser.add_argument("--evaluator", action="append", help="run only this one; may be repeated")
-    parser.add_argument("--average", action="store_true", help="the running average of the parameters")
+    parser.add_argument(
+        "--checkpoint", default="", help="checkpoint, such as RUN@best (default: newest of the workdir)"
+    )
+    parser.add_argument("--evaluator", action="append", help="run only this evaluator; may be repeated")
+    parser.add_argument("--average", action="store_true", help="evaluate the running average of the parameters")
     parser.add_argument("--name", default="", help="subfolder of results/ to write to")
     parser.add_argument("--overwrite", action="store_true", help="replace the results of another evaluation")
     arguments, overrides = _cli.parse_overrides(parser)
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def read_config(reference: str, folder: Path, overrides: list[str]) -> ConfigDict:
-    """Return the config of the checkpoint's run, or of a file with what the data of training said."""
+    """Return the config of the checkpoint's run, or of a file completed by properties of the run's training data."""
     trained = configs.find(folder)
     if reference:
         config = configs.load(reference, overrides)
@@ -77,7 +79,7 @@ def read_config(reference: str, folder: Path, overrides: list[str]) -> ConfigDic
 
 
 def describe(arguments: argparse.Namespace, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Return what results state of their origin; a checkpoint of the run itself is named from the run's folder."""
+    """Return the origin that results state. A checkpoint of the run itself is named relative to the run's folder."""
     folder, workdir = folder.absolute(), arguments.workdir.absolute()
     return {
         "checkpoint": str(folder.relative_to(workdir) if folder.is_relative_to(workdir) else folder),

@@ -1,8 +1,8 @@
-"""Features of videos: python launch/extract_features.py --checkpoint PATH --videos FOLDER --output DIR [...]
+"""Extract features of videos: python launch/extract_features.py --checkpoint PATH --videos FOLDER --output DIR [...]
 
-Writes one array `[N, C]` per video, `DIR/RELATIVE/PATH.npy`, one row per window, with its duration beside it, and
-`DIR/features.json`, which says how they were made; `vlm_jax/features.py` reads them. The same command again makes what
-is missing. With --num_shards N, N processes with --shard_index 0 to N-1 share the videos.
+Writes one array `[N, C]` per video to `DIR/RELATIVE/PATH.npy`, one row per window, with the video's duration beside it.
+`DIR/features.json` states the settings; `vlm_jax/features.py` reads both. The same command again extracts what is
+missing. With --num_shards N, the videos are divided among N processes with --shard_index 0 to N-1.
 """
 
 import argparse
@@ -26,29 +26,32 @@ from vlm_jax.video import decode
 from vlm_jax.video.decode import VideoError
 
 ENDINGS = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
-"""What counts as a video where no list is given."""
+"""Endings of the files that count as videos if no list is given."""
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, help="RUN, RUN@best, a converted one, released:milnce")
+    parser.add_argument("--checkpoint", required=True, help="RUN, RUN@best, converted checkpoint, released:milnce")
     parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
-    parser.add_argument("--list", type=Path, help="csv with the column video_path, below the folder; else all videos")
+    parser.add_argument("--list", type=Path, help="csv with the column video_path, below --videos (default: all)")
     parser.add_argument("--output", required=True, type=Path, help="folder of the features")
     parser.add_argument("--layer", default="mixed_5c", help="output of the video encoder (default: %(default)s)")
-    parser.add_argument("--window", type=int, help="frames of a row (default: the checkpoint's clip)")
+    parser.add_argument("--window", type=int, help="frames per row (default: those of the checkpoint's clip)")
     parser.add_argument("--stride", type=int, help="frames from one row to the next (default: the window)")
     parser.add_argument("--fps", type=float, help="frames per second (default: the checkpoint's)")
-    parser.add_argument("--size", type=int, help="sides of a frame, pixels (default: the checkpoint's)")
+    parser.add_argument("--size", type=int, help="height and width, pixels (default: the checkpoint's)")
     parser.add_argument(
-        "--crop", default="center", choices=("center", "none"), help="largest square, or all squeezed into one"
+        "--crop",
+        default="center",
+        choices=("center", "none"),
+        help="largest square, or whole frame squeezed into a square",
     )
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="of the stored numbers")
-    parser.add_argument("--batch_size", type=int, default=8, help="windows at a time (default: %(default)s)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "float16"), help="type of the features")
+    parser.add_argument("--batch_size", type=int, default=8, help="windows per batch (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=4, help="decoder threads (default: %(default)s; 0: all cores)")
-    parser.add_argument("--shard_index", type=int, default=0, help="which part of the videos, such as a job's number")
-    parser.add_argument("--num_shards", type=int, default=1, help="parts in all")
+    parser.add_argument("--shard_index", type=int, default=0, help="part of the videos to extract, from 0")
+    parser.add_argument("--num_shards", type=int, default=1, help="number of parts")
     arguments = parser.parse_args()
     if not 0 <= arguments.shard_index < arguments.num_shards:
         raise FeatureError(f"--shard_index: {arguments.shard_index} is not one of 0 to {arguments.num_shards - 1}")
@@ -66,7 +69,7 @@ def main() -> None:
 
 
 def make_settings(arguments: argparse.Namespace, model: Predictor) -> Settings:
-    """What is asked for, with the checkpoint's own numbers where nothing is."""
+    """Return the settings of the options, completed by those of the checkpoint."""
     folder, clips = checkpoint_folder(checkpoint_path(arguments.checkpoint)), model.config.clips
     window, size = arguments.window or clips.num_frames, arguments.size or clips.size
     return Settings(
@@ -85,10 +88,10 @@ def make_settings(arguments: argparse.Namespace, model: Predictor) -> Settings:
 
 
 def extract(arguments: argparse.Namespace, model: Predictor, settings: Settings, videos: dict[str, str]) -> None:
-    """Extracts what is missing; videos that cannot be used are counted and listed.
+    """Extract the missing features. Videos that cannot be used are counted and listed.
 
     Raises:
-      FeatureError: where no video gives features.
+      FeatureError: if no video gives features.
     """
     output, reasons, rows = arguments.output, Counter(), 0
     files = {name: feature_files.feature_path(output, name) for name in videos}
@@ -131,10 +134,12 @@ def extract(arguments: argparse.Namespace, model: Predictor, settings: Settings,
 
 
 def find_videos(folder: Path, listed: Path | None) -> dict[str, str]:
-    """Name of the features -> path below the folder, of the videos of a list, or of all below the folder.
+    """Return the paths of the videos of a list, or of all videos below the folder, by the names of their features.
+
+    Paths are relative to the folder; a name is a path without its ending.
 
     Raises:
-      FeatureError: where there are none, two would give the same file, or one lies outside the folder.
+      FeatureError: if there are no videos, two would give the same file, or one lies outside the folder.
     """
     if not os.path.isdir(folder):
         raise FeatureError(f"--videos {folder}: no such folder")
@@ -154,10 +159,13 @@ def find_videos(folder: Path, listed: Path | None) -> dict[str, str]:
 
 
 def walk(folder: Path) -> list[str]:
-    """All videos below a folder and the folders that it links to, in order of their paths; hidden files are none."""
+    """Return the sorted paths of all videos below a folder, relative to it.
+
+    Links to folders are followed; hidden files are skipped.
+    """
     found, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(parent)) in seen:  # a link that leads back
+        if (place := os.path.realpath(parent)) in seen:  # a link to a folder that was visited
             folders.clear()
             continue
         seen.add(place)
@@ -167,10 +175,10 @@ def walk(folder: Path) -> list[str]:
 
 
 def read_list(path: Path) -> list[str]:
-    """The column `video_path` of a csv file.
+    """Return the column `video_path` of a csv file.
 
     Raises:
-      FeatureError: where it has none, or is no csv file.
+      FeatureError: for a file that does not exist, is not a UTF-8 csv file, or lacks the column.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -187,7 +195,7 @@ def read_list(path: Path) -> list[str]:
 
 @contextmanager
 def skipped_list(path: Path) -> Iterator:
-    """A csv file of this run's skipped videos, each written as it is met."""
+    """Open a csv file of this run's skipped videos; each row is written at once."""
     with open(path, "w", buffering=1, newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("video_path", "reason", "detail"))

@@ -1,4 +1,4 @@
-"""Trains a system: python launch/train.py --config configs/NAME.py[:variant] --workdir DIR [--config.key=value ...]
+"""Train a system: python launch/train.py --config configs/NAME.py[:variant] --workdir DIR [--config.key=value ...]
 
 The same command again resumes from the newest checkpoint of the workdir. SIGTERM and Ctrl-C save and stop; a second
 Ctrl-C stops without waiting.
@@ -16,7 +16,7 @@ from vlm_jax.train.loop import train
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = _cli.parser(__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, type=Path, help="folder of the run: checkpoints, metrics, results")
     arguments, config = _cli.parse(parser)

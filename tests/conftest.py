@@ -1,4 +1,4 @@
-"""Set before jax starts: four CPU devices and quick compiling; results do not depend on either."""
+"""Settings of all tests, made before jax starts: four CPU devices and quick compiling. Results depend on neither."""
 
 import os
 import runpy
@@ -7,7 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Compiling is what tests spend their time on; workers, subprocesses and later runs share what was compiled.
+# Tests spend most of their time on compiling; workers, subprocesses and later runs share compiled programs.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "vlm_jax" / "tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
@@ -30,11 +30,11 @@ def pytest_addoption(parser):
 
 FIRST = ("golden milnce", "golden groundnlq", "launch/test_commands", "systems/groundnlq", "systems/milnce", "train")
 FIRST += ("launch",)
-"""What takes longest comes first, so that no worker is left alone with it at the end."""
+"""Longest groups of tests, run first so that no worker is left alone with one of them at the end."""
 
 
 def group_of(nodeid):
-    """What one worker runs in one go: a file, whose fixtures are shared, or the golden cases of a system."""
+    """Return the group of a test, which one worker runs as a whole: its file, or the golden cases of its system."""
     path, _, test = nodeid.partition("::")
     name = path.removeprefix("tests/").removesuffix(".py")
     return f"golden {test.split('[')[-1].split('/')[0]}" if name == "golden/test_golden" else name
@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 class Groups(LoadScopeScheduling):
-    """Hands groups to workers."""
+    """Scheduler that hands whole groups to workers."""
 
     def _split_scope(self, nodeid):
         return group_of(nodeid)
@@ -66,13 +66,13 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def root():
-    """The checkout."""
+    """Return the root folder of the checkout."""
     return ROOT
 
 
 @pytest.fixture
 def command(root, monkeypatch, capsys):
-    """Runs a script of launch/ in this process: what it printed, and its error line."""
+    """Return a function that runs a script of launch/ in this process and returns its output and its error line."""
 
     def run(script, *words):
         monkeypatch.chdir(root)

@@ -1,4 +1,4 @@
-"""Made videos in which six things follow one another, as CTRL's files: windows, frame counts, sentence vectors."""
+"""Synthetic files of CTRL: windows, frame counts and sentence vectors of videos that show six things in turn."""
 
 import pickle
 
@@ -11,7 +11,11 @@ THINGS, SHOWN, WIDTH, VECTOR, LENGTHS = 10, 6, 8, 10, (64, 128)
 
 
 def write(folder, videos=6, seed=0):
-    """Returns the folder; a video shows some of the things, each for a while, and a window's feature how long."""
+    """Write the files to a folder and return it.
+
+    A video shows some of the things, each for a while. A window's feature is the sum of the things' vectors, each
+    weighted by the part of the window that shows the thing.
+    """
     rng = np.random.default_rng(seed)
     features = folder / "features"
     features.mkdir(parents=True)
@@ -36,7 +40,7 @@ def write(folder, videos=6, seed=0):
 
 
 def prepare(folder, fps="20"):
-    """The two data sets of a folder that `write` filled."""
+    """Prepare the data sets of a folder that `write` filled, and return the folder."""
     sizes = ["--fps", fps, "--num_shards", "2"]
     source = ["--features", str(folder / "features"), "--frames", str(folder / "frames.pkl"), "--dim", str(WIDTH)]
     preparation.main(["windows", *source, "--output", str(folder / "windows"), *sizes])

@@ -1,4 +1,4 @@
-"""Made clips in which things happen one after another, and questions about them, in the forms of Ego4D NLQ."""
+"""Synthetic files of Ego4D NLQ: features of clips that show several things in turn, and questions about them."""
 
 import json
 
@@ -9,12 +9,15 @@ from vlm_jax.interop import torch_files
 
 THINGS, WIDTH, WORD, STRIDE, FPS = 6, 12, 8, 16.0, 8.0
 SECONDS = STRIDE / FPS
-"""Of a position."""
+"""Seconds per position."""
 SPLITS = {"train": "nlq_train.json", "validation": "nlq_val.json", "test": "nlq_test_unannotated.json"}
 
 
 def write(folder, clips=8, seed=0, longest=50):
-    """Returns the folder; a clip shows some of the things, each for a while; a question names one of them."""
+    """Write the files to a folder and return it.
+
+    A clip shows some of the things, each for a while. A question names one of them.
+    """
     rng = np.random.default_rng(seed)
     looks, words = (np.random.default_rng(7).normal(size=(THINGS, size)) for size in (WIDTH, WORD))
     for name in ("video", "text"):
@@ -41,7 +44,7 @@ def write(folder, clips=8, seed=0, longest=50):
             tokens = words[thing] + 0.1 * rng.normal(size=(int(rng.integers(1, 5)), WORD))
             arrays = {"token_features": tokens.astype(np.float32), "allow_pickle": np.array(True)}
             np.savez_compressed(folder / "text" / f"{name}.npz", **arrays)
-        queries.insert(1, {"query": ""})  # the index counts it; ann{number}_1 would be its name
+        queries.insert(1, {"query": ""})  # the index counts it: its name would be ann{number}_1
         for index in (2, 1):
             (folder / "text" / f"ann{number}_{index}.npz").rename(folder / "text" / f"ann{number}_{index + 1}.npz")
         made = {"clip_uid": clip, "video_start_sec": 10.0, "video_end_sec": 10.0 + length * SECONDS}
@@ -53,7 +56,7 @@ def write(folder, clips=8, seed=0, longest=50):
 
 
 def prepare(folder, dtype="float32"):
-    """The two data sets of a folder that `write` filled."""
+    """Prepare the data sets of a folder that `write` filled, and return the folder."""
     sizes = ["--dtype", dtype, "--num_shards", "2"]
     words = ["--features", folder / "video", "--output", folder / "features", "--dim", WIDTH]
     words += ["--feature_stride", STRIDE, "--fps", FPS]
@@ -65,7 +68,7 @@ def prepare(folder, dtype="float32"):
 
 
 def configure(config, folder):
-    """Makes a smoke config read the data sets of a folder."""
+    """Set a smoke config to read the data sets of a folder, and return it."""
     config.data.synthetic = False
     config.data.features, config.data.queries = str(folder / "features"), str(folder / "queries")
     config.data.feature_stride, config.data.fps = STRIDE, FPS

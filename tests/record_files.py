@@ -20,7 +20,7 @@ def decode(serialised, seed):
 
 
 def make_split(directory, groups, records_per_group=1, weights=None):
-    """Shards of so many groups; ids and groups are counted through all shards."""
+    """Write shards with the given numbers of groups and return their split; ids and groups count through all shards."""
     number = itertools.count()
     for shard, count in enumerate(groups):
         first = sum(groups[:shard])

@@ -1,4 +1,4 @@
-"""Numbers in `.npy` and `.npz` files that cannot be trusted: each is an error, and none takes memory."""
+"""Untrusted `.npy` and `.npz` files: a false or damaged one raises an error and takes no memory."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ from vlm_jax.array_files import load_array, read_member
 
 
 def npy(array, **header):
-    """The bytes of an array, under a header that says something else where it is given."""
+    """Return the bytes of an `.npy` file, with the given entries of the header in place of the true ones."""
     stream = io.BytesIO()
     stated = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape} | header
     np.lib.format.write_array_header_1_0(stream, stated)

@@ -1,4 +1,4 @@
-"""Odd video files that several tests need."""
+"""Unusual video files that several tests need."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def write_audio(path: Path) -> None:
-    """A file with sound and no video."""
+    """Write a file with sound and no video."""
     with av.open(path, "w") as container:
         stream = container.add_stream("aac", rate=8000)
         for number in range(16):

@@ -1,10 +1,10 @@
-"""The command: python -m data_prep.ctrl."""
+"""Command line of CTRL's preparation: python -m data_prep.ctrl."""
 
 from data_prep import commands
 
 
 def main() -> None:
-    """Runs the command; imported here, so that a package that is not installed is one line."""
+    """Run the command. The import is here so that a missing package becomes a one-line error."""
     from data_prep.ctrl import prepare
 
     prepare.main()

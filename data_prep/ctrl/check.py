@@ -1,8 +1,8 @@
-"""Checking CTRL's data, raw or prepared: python -m data_prep.ctrl --check DIR [options]
+"""Check CTRL's data, raw or prepared: python -m data_prep.ctrl --check DIR [options]
 
-Prepared (DIR holds protocol.json): every record is read. Raw: DIR holds VIDEO_START_END.npy files, or features of
-launch/extract_features.py; each is read. With --sentences, the file is read line by line, and each sentence's video has
-to be in DIR; with --vectors each has to have a vector.
+Prepared data (DIR holds protocol.json): every record is read. Raw data (DIR holds VIDEO_START_END.npy files, or the
+features of launch/extract_features.py): every file is read. With --sentences, every sentence of that file is checked,
+and its video must be in DIR. With --vectors, every sentence must have a vector.
 """
 
 import argparse
@@ -79,21 +79,23 @@ REASONS: dict[str, Reason] = PREPARED | {
 
 
 def check(words: Sequence[str]) -> None:
-    """Runs `--check DIR` with its options; exit status 1 if anything is wrong."""
+    """Run `--check DIR` with its options. Exit with status 1 if there are problems."""
     parser = check_parser(__doc__)
-    parser.add_argument("--dim", type=int, default=4096, help="numbers of a window (default: %(default)s)")
+    parser.add_argument("--dim", type=int, default=4096, help="width of a window's feature (default: %(default)s)")
     parser.add_argument("--frames", type=Path, help="pickled dict of frame counts by video")
-    parser.add_argument("--ending", default="", help="what annotations have behind a video's name; of our features")
+    parser.add_argument("--ending", default="", help="for our features: ending of video names in the annotations")
     parser.add_argument("--sentences", type=Path, help="file of sentence vectors, or of annotations")
-    parser.add_argument("--format", default=PICKLE, choices=FORMS, help="of that file (default: %(default)s)")
-    parser.add_argument("--durations", type=Path, help="of charades: csv with the columns id and length")
-    parser.add_argument("--vectors", type=Path, help=".npz or folder of .npy, vectors by qid")
-    parser.add_argument("--sentence_dim", type=int, default=4800, help="of a pickle's vectors (default: %(default)s)")
+    parser.add_argument("--format", default=PICKLE, choices=FORMS, help="form of that file (default: %(default)s)")
+    parser.add_argument("--durations", type=Path, help="for charades: csv with the columns id and length")
+    parser.add_argument("--vectors", type=Path, help="sentence vectors by qid: .npz file, or folder of .npy")
+    parser.add_argument(
+        "--sentence_dim", type=int, default=4800, help="width of a pickle's vectors (default: %(default)s)"
+    )
     run_check(parser.parse_args(words), _check, REASONS)
 
 
 def check_record(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: float) -> Iterator[Problem]:
-    """What is wrong with a prepared video or sentence."""
+    """Yield the problems of a prepared video or sentence."""
     if "vector" in record:
         vector, span = record["vector"], record["span"]
         if vector.shape != (protocol["sentence_dim"],) or not np.isfinite(vector).all():

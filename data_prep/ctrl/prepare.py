@@ -1,6 +1,6 @@
-"""Prepares CTRL's data: python -m data_prep.ctrl COMMAND --output DIR ...
+"""Prepare CTRL's data: python -m data_prep.ctrl COMMAND --output DIR ...
 
-    windows   a folder of VIDEO_START_END.npy files, the features of sliding windows, or a folder of
+    windows   a folder of VIDEO_START_END.npy files, the features of sliding windows, or a folder of features from
               launch/extract_features.py -> a set of windows
     queries   a file of sentence vectors (train_clip-sentvec.pkl), or annotations and vectors -> a split of sentences
     demo      the first video of a file of sentence vectors, with its windows -> a folder of the released form
@@ -12,8 +12,8 @@ The released TACoS data is prepared by
     queries --sentences train_clip-sentvec.pkl --split train --fps 29.4
     queries --sentences test_clip-sentvec.pkl --split test --fps 29.4
 
-each set of windows with an --output of its own, both splits of the sentences with one. Run the same command again after
-an interruption: finished shards stay. `--check DIR` looks through raw or prepared data and writes nothing.
+Each set of windows needs its own --output; both splits of the sentences share one. To continue after an interruption,
+run the same command again: finished shards are kept. `--check DIR` checks raw or prepared data and writes nothing.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from vlm_jax.systems.ctrl.data import QUERY_FEATURES, WINDOW_FEATURES, WINDOWS
 
 
 def windows(arguments: argparse.Namespace) -> None:
-    """A set of windows, a record a video."""
+    """Write a set of windows, one record per video."""
     folder, fps = arguments.features, arguments.fps
     frames = ctrl_windows.frame_counts(arguments.frames) if arguments.frames else {}
     if ctrl_windows.is_own(folder):
@@ -64,7 +64,7 @@ def windows(arguments: argparse.Namespace) -> None:
 
 
 def queries(arguments: argparse.Namespace) -> None:
-    """A split of a set of sentences, a record a sentence and moment."""
+    """Write a split of a set of sentences, one record per pair of a sentence and a moment."""
     path, fps = arguments.sentences, arguments.fps
     if (arguments.format == PICKLE) != (arguments.vectors is None):
         raise DataError(f"--vectors: {PICKLE} holds vectors itself, all other forms need --vectors")
@@ -89,39 +89,43 @@ def queries(arguments: argparse.Namespace) -> None:
 
 
 def demo(arguments: argparse.Namespace) -> None:
-    """A small folder of the released form."""
+    """Write a small folder of files in the released form."""
     found = sentences.write_demo(arguments.sentences, arguments.features, arguments.output, arguments.dim)
     print(f"{arguments.output}: {found[0]}, {found[1]} sentences, {found[2]} windows")
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command that these words, or else the command line's, name."""
+    """Run the command that `words`, by default those of the command line, name."""
     run_command(words, __doc__, check, _add_commands)
 
 
 def _add_commands(commands: Commands) -> None:
-    rate = {"type": float, "default": 0.0, "help": "frames a second, for times in seconds; 0: not known"}
-    named = {"default": "", "help": "a name for what features were made with; ours have one (default: none)"}
+    rate = {"type": float, "default": 0.0, "help": "frames per second, for times in seconds; 0: unknown"}
+    named = {"default": "", "help": "name of the encoder behind the features; ours state it (default: none)"}
     made = commands.add_parser("windows", help="a set of windows")
     shards.add_arguments(made, num_shards=16)
     made.add_argument("--features", required=True, type=Path, help="folder of VIDEO_START_END.npy, or of our features")
     made.add_argument("--frames", type=Path, help="pickled dict of frame counts by video")
-    made.add_argument("--dim", type=int, help="numbers of a window (default: 4096; of our features their own)")
+    made.add_argument("--dim", type=int, help="width of a feature (default: 4096; our features state theirs)")
     made.add_argument("--fps", **rate)
     made.add_argument("--source", **named)
     ours = made.add_argument_group("our own features")
-    ours.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256, 512], help="of windows, frames at --fps")
-    ours.add_argument("--overlap", type=float, default=0.8, help="of neighbours (default: %(default)s)")
-    ours.add_argument("--ending", default="", help="what annotations have behind a video's name, such as .avi")
+    ours.add_argument(
+        "--lengths", type=int, nargs="+", default=[64, 128, 256, 512], help="lengths of windows, in frames at --fps"
+    )
+    ours.add_argument(
+        "--overlap", type=float, default=0.8, help="part that neighbouring windows share (default: %(default)s)"
+    )
+    ours.add_argument("--ending", default="", help="ending of video names in the annotations, such as .avi")
     made.set_defaults(run=windows)
     made = commands.add_parser("queries", help="a split of a set of sentences")
     shards.add_arguments(made, num_shards=4)
     made.add_argument("--sentences", required=True, type=Path, help="file of sentence vectors, or of annotations")
-    made.add_argument("--format", default=PICKLE, choices=FORMS, help="of that file (default: %(default)s)")
-    made.add_argument("--durations", type=Path, help="of charades: csv with the columns id and length")
-    made.add_argument("--vectors", type=Path, help=".npz or folder of .npy, vectors by qid")
+    made.add_argument("--format", default=PICKLE, choices=FORMS, help="form of that file (default: %(default)s)")
+    made.add_argument("--durations", type=Path, help="for charades: csv with the columns id and length")
+    made.add_argument("--vectors", type=Path, help="sentence vectors by qid: .npz file, or folder of .npy")
     made.add_argument("--split", required=True, choices=("train", "validation", "test"))
-    made.add_argument("--dim", type=int, help="numbers of a vector (default: 4800, to which released ones are cut)")
+    made.add_argument("--dim", type=int, help="width of a vector (default: 4800, to which released ones are cut)")
     made.add_argument("--fps", **rate)
     made.add_argument("--source", **named)
     made.set_defaults(run=queries)

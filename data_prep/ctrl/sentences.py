@@ -1,4 +1,4 @@
-"""CTRL's sentences: released files of vectors, or annotations of any form with vectors of our own; a demo of both."""
+"""Records of CTRL's sentences, from released files of vectors or from annotations with vectors of our own."""
 
 import functools
 import pickle
@@ -21,14 +21,21 @@ from vlm_jax.systems.ctrl.windows import parse, window_files
 from vlm_jax.text_features import TextVectors
 
 PICKLE = "pickle"
-"""The released form: a pickled list of [VIDEO_START_END, [vector, ...]]."""
+"""Released form: a pickled list of [VIDEO_START_END, [vector, ...]]."""
 FORMS = (PICKLE, *annotations.FORMS)
 VECTORS = "vectors"
-"""What `Skip.files` calls the file or folder of vectors."""
+"""Name of the file or folder of vectors in `Skip.files`."""
 
 
 def clip_records(items: Sequence[Sequence[int]], *, path: Path, dim: int, fps: float) -> Iterator[Record | Skip]:
-    """Sentence `number` of moment `clip` of a released file, and those whose moment cannot be told."""
+    """Yield a record for every sentence of a released file, or the reason why it gives none.
+
+    Args:
+      items: Index of a moment in the file, and of one of its sentences.
+      path: Path of the file.
+      dim: Width of a vector; longer vectors are cut to it.
+      fps: Frames per second in which the moments are counted; 0 where unknown.
+    """
     clips, group = read_sentences(path, dim), 0
     for clip, number in items:
         entry, span = clips[clip], parse(clips[clip].name)
@@ -45,10 +52,10 @@ def clip_records(items: Sequence[Sequence[int]], *, path: Path, dim: int, fps: f
 
 @functools.lru_cache(maxsize=1)
 def read_sentences(path: Path, dim: int) -> list[ClipSentences]:
-    """The moments of a file of sentence vectors.
+    """Read the moments of a file of sentence vectors.
 
     Raises:
-      DataError: where it cannot be read or holds something else.
+      DataError: for a file that cannot be read or holds something else.
     """
     try:
         return clip_sentences(load_pickle(path, "latin1"), dim)
@@ -58,7 +65,7 @@ def read_sentences(path: Path, dim: int) -> list[ClipSentences]:
 
 
 def read_annotations(path: Path, form: str, durations: Path | None) -> Annotations:
-    """`annotations.read`, its errors as DataError."""
+    """Read annotations as `annotations.read` does, with its errors as DataError."""
     try:
         return annotations.read(path, form, durations)
     except AnnotationError as error:
@@ -67,7 +74,7 @@ def read_annotations(path: Path, form: str, durations: Path | None) -> Annotatio
 
 @functools.lru_cache(maxsize=1)
 def read_vectors(path: Path) -> TextVectors:
-    """`TextVectors`, its errors as DataError."""
+    """Open `TextVectors`, with their errors as DataError."""
     try:
         return TextVectors(path)
     except FeatureError as error:
@@ -75,14 +82,14 @@ def read_vectors(path: Path) -> TextVectors:
 
 
 def annotation_items(found: Annotations, fps: float) -> list[dict[str, Any]]:
-    """A sentence with one of its moments, in frames, is an item; so is one that is left out.
+    """Return one item for every pair of a sentence and a moment (in frames), and for every sentence that is left out.
 
     Args:
-      found: The annotations.
-      fps: Frames per second of the windows; 0 takes the annotations' own.
+      found: Annotations.
+      fps: Frames per second of the windows; 0 takes the rate that the annotations state.
 
     Raises:
-      DataError: where neither says how many.
+      DataError: if neither states a rate.
     """
     items: list[dict[str, Any]] = [{"fault": list(fault)} for fault in found.faults]
     for query in found.queries:
@@ -101,7 +108,13 @@ def annotation_items(found: Annotations, fps: float) -> list[dict[str, Any]]:
 
 
 def annotation_records(items: Sequence[Mapping[str, Any]], *, path: Path, dim: int) -> Iterator[Record | Skip]:
-    """Every sentence with its vector, and those that are left out."""
+    """Yield a record for every item of `annotation_items`, or the reason why it gives none.
+
+    Args:
+      items: Items.
+      path: Path of the vectors by qid.
+      dim: Width of a vector.
+    """
     vectors, group = read_vectors(path), 0
     for item in items:
         if "fault" in item:
@@ -117,7 +130,7 @@ def annotation_records(items: Sequence[Mapping[str, Any]], *, path: Path, dim: i
 
 
 def vector_of(vectors: TextVectors, qid: str, dim: int) -> np.ndarray | Skip:
-    """The vector of a sentence, float32 `[dim]`, or why there is none."""
+    """Return the vector of a sentence, float32 `[dim]`, or the reason why there is none."""
     files = (f"{VECTORS}/{qid}.npy" if vectors.path.is_dir() else VECTORS,)
     if qid not in vectors:
         return Skip(qid, "no vector", f"not in {vectors.path}", files=files)
@@ -131,10 +144,10 @@ def vector_of(vectors: TextVectors, qid: str, dim: int) -> np.ndarray | Skip:
 
 
 def vector_dim(vectors: TextVectors, items: Sequence[Mapping[str, Any]]) -> int:
-    """S: of the settings, or of the first vector.
+    """Return S, the width of the first vector that belongs to an item.
 
     Raises:
-      DataError: where no sentence has a vector, or it is one a word.
+      DataError: if no item has a vector, or if there is one vector per word.
     """
     name = next((item["qid"] for item in items if item.get("qid") in vectors), None)
     if name is None:
@@ -149,15 +162,16 @@ def vector_dim(vectors: TextVectors, items: Sequence[Mapping[str, Any]]) -> int:
 
 
 def write_demo(sentences: Path, features: Path, output: Path, dim: int) -> tuple[str, int, int]:
-    """The first video of a released file, with the first sentence of each moment (`gen_infer.py` of the reference).
+    """Write the first video of a released file as a data set of its own (`gen_infer.py` of the reference).
 
-    Writes `infer_clip-sen.pkl` and copies the video's windows to `infer_feat/`.
+    The first sentence of each of its moments is written to `infer_clip-sen.pkl`, and the video's windows are copied to
+    `infer_feat/`.
 
     Returns:
-      The video, how many moments, and how many windows.
+      Name of the video, number of moments, and number of windows.
 
     Raises:
-      DataError: where the first entry is no moment, or its video has no windows.
+      DataError: if the first entry is not named like a moment, or its video has no windows or no sentences.
     """
     clips = read_sentences(sentences, dim)
     first = parse(clips[0].name) if clips else None
@@ -174,14 +188,14 @@ def write_demo(sentences: Path, features: Path, output: Path, dim: int) -> tuple
     (output / "infer_feat").mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copyfile(features / name, output / "infer_feat" / name)
-    # Names as bytes, in protocol 2: as the reference reads them.
+    # The reference reads names as bytes, in pickle protocol 2.
     content = [[clip.name.encode("latin1"), [clip.vectors[0]]] for clip in chosen]
     (output / "infer_clip-sen.pkl").write_bytes(pickle.dumps(content, 2))
     return first.video, len(chosen), len(names)
 
 
 def as_annotations(clips: Sequence[ClipSentences]) -> Annotations:
-    """A released file's sentences as annotations without text, and what is no moment."""
+    """Return a released file's sentences as annotations without text; entries that are no moments become faults."""
     queries, faults = [], []
     for clip in clips:
         span = parse(clip.name)

@@ -1,4 +1,4 @@
-"""CTRL's windows: the features of released files, or means of our own features (launch/extract_features.py)."""
+"""Records of CTRL's windows, from released files or from our own features (launch/extract_features.py)."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,14 +16,20 @@ from vlm_jax.interop.torch_files import TorchFileError, load_pickle
 from vlm_jax.systems.ctrl.windows import feature_windows, parse, window_files
 
 FEATURES = "features"
-"""What `Skip.files` calls the folder of features."""
+"""Name of the folder of features in `Skip.files`."""
 
 
 def window_items(folder: Path, frames: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The files of each video, sorted by name; what is no window is an item without a video.
+    """Return one item per video, sorted by name, with the names of its files.
+
+    A file that is no window becomes an item without a video.
+
+    Args:
+      folder: Folder of VIDEO_START_END.npy files.
+      frames: Number of frames of each video, by name, where known.
 
     Raises:
-      DataError: for a folder without windows.
+      DataError: for a folder that cannot be read or has no windows.
     """
     try:
         found = window_files(entry.name for entry in folder.iterdir())
@@ -42,7 +48,14 @@ def window_items(folder: Path, frames: Mapping[str, int]) -> list[dict[str, Any]
 
 
 def window_records(items: Sequence[Mapping[str, Any]], *, root: Path, dim: int, fps: float) -> Iterator[Record | Skip]:
-    """The windows of every video, and the files that are left out."""
+    """Yield a record with the windows of every video, and the reason for every file that is left out.
+
+    Args:
+      items: Items of `window_items`.
+      root: Folder of the files.
+      dim: Width of a feature.
+      fps: Frames per second in which the windows are counted; 0 where unknown.
+    """
     group = 0
     for item in items:
         spans, features = [], []
@@ -63,7 +76,7 @@ def window_records(items: Sequence[Mapping[str, Any]], *, root: Path, dim: int, 
 
 
 def read_window(path: Path, dim: int) -> np.ndarray | Skip:
-    """The feature of a window's file, float32 `[dim]`, or why it cannot be used."""
+    """Return the feature of a window's file, float32 `[dim]`, or the reason why it cannot be used."""
     try:
         feature = load_array(path).reshape(-1).astype(np.float32)
     except (OSError, ValueError) as error:
@@ -76,17 +89,17 @@ def read_window(path: Path, dim: int) -> np.ndarray | Skip:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether a folder holds features of our own."""
+    """Return true if a folder holds features from launch/extract_features.py."""
     return (folder / feature_files.SETTINGS).is_file()
 
 
 def feature_items(folder: Path, frames: Mapping[str, int], ending: str) -> list[dict[str, Any]]:
-    """The videos of a folder of our own features.
+    """Return one item per video of a folder of our own features.
 
     Args:
-      folder: As launch/extract_features.py wrote it.
-      frames: How many each video has, by name, where it is known.
-      ending: What annotations have behind a video's name, such as '.avi'.
+      folder: Folder that launch/extract_features.py wrote.
+      frames: Number of frames of each video, by name, where known.
+      ending: Ending that video names have in the annotations, such as '.avi'.
 
     Raises:
       DataError: for a folder without features.
@@ -106,7 +119,18 @@ def feature_records(
     lengths: Sequence[int],
     overlap: float,
 ) -> Iterator[Record | Skip]:
-    """The windows of every video, counted in frames at `fps`, each the mean of the features inside it."""
+    """Yield a record with the windows of every video, or the reason why a video gives none.
+
+    The feature of a window is the mean of the rows inside it.
+
+    Args:
+      items: Items of `feature_items`.
+      root: Folder of the features.
+      settings: Settings that the features were extracted with.
+      fps: Frames per second in which the windows are counted.
+      lengths: Lengths of the windows, frames.
+      overlap: Part of a window that the next window of its length shares, from 0 to 1.
+    """
     group = 0
     for item in items:
         try:
@@ -128,15 +152,18 @@ def feature_records(
 
 
 def num_frames(frames: Mapping[str, int], video: str) -> int:
-    """How many frames a video has, 0 where it is not known; the table may leave out what follows the first dot."""
+    """Return the number of frames of a video, 0 where unknown.
+
+    Names in the table may end before the video's first dot.
+    """
     return frames.get(video, frames.get(video.split(".")[0], 0))
 
 
 def frame_counts(path: Path) -> dict[str, int]:
-    """How many frames each video has (`video_allframes_info.pkl`).
+    """Read the number of frames of each video (`video_allframes_info.pkl`).
 
     Raises:
-      DataError: where it cannot be read or holds something else.
+      DataError: for a file that cannot be read or holds something else.
     """
     try:
         content = load_pickle(path, "latin1")

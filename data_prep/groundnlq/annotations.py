@@ -1,8 +1,8 @@
-"""Ego4D's questions, and narrations as if they were questions, in the form of houzhijian/GroundNLQ: a dict a question.
+"""Ego4D's questions, and narrations used as questions, in the form of houzhijian/GroundNLQ: one dict per question.
 
     {"query": text, "query_id": ..., "duration": seconds, "video_id": clip, "query_type": ..., "timestamps": [[0.5, 2]]}
 
-Rules of its `reformat_data.py` and of its scripts for narrations; plain Python.
+The rules are those of its `reformat_data.py` and of its scripts for narrations.
 """
 
 import csv
@@ -25,11 +25,19 @@ WITHOUT_FEATURES = (
     "26e62afd-05ec-450a-9291-8936f8e52571",
     "0fa5b9ca-6ff0-4dea-8093-054dbe214f02",
 )
-"""Clips that the released features lack."""
+"""Clips without released features."""
 
 
 class Narration(NamedTuple):
-    """A row of EgoClip: who said what, its number, and when (seconds of the whole video)."""
+    """A row of EgoClip.
+
+    Attributes:
+      narrator: Name of the narrator, a value of `NARRATORS`.
+      number: Number of the narration.
+      start: Start, seconds of the whole video.
+      end: End, seconds of the whole video.
+      text: Text of the narration.
+    """
 
     narrator: str
     number: str
@@ -39,7 +47,10 @@ class Narration(NamedTuple):
 
 
 def questions(annotations: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The questions of an official file. Those without text are left out, but counted by the index in `query_id`."""
+    """Yield the questions of an official file.
+
+    Questions without text are left out, but the index in `query_id` counts them.
+    """
     for video in annotations["videos"]:
         for clip in video["clips"]:
             duration = clip["video_end_sec"] - clip["video_start_sec"]
@@ -60,12 +71,12 @@ def narrations(
     annotations: Iterable[Mapping[str, Any]],
     dropped: Sequence[str] = WITHOUT_FEATURES,
 ) -> Iterator[dict[str, Any]]:
-    """What is said within the clips of some annotation files, every clip once.
+    """Yield the narrations that lie within the clips of annotation files, each clip once.
 
     Args:
-      by_video: From `read_egoclip`.
-      annotations: The training files of questions, moments and visual queries, in this order.
-      dropped: Clips that are left out.
+      by_video: Narrations of each video, from `read_egoclip`.
+      annotations: Training files of questions, moments and visual queries, in this order.
+      dropped: Names of clips that are left out.
     """
     seen = set(dropped)
     for content in annotations:
@@ -89,15 +100,15 @@ def narrations(
 
 
 def to_lines(records: Iterable[Mapping[str, Any]]) -> str:
-    """One JSON object a line, none after the last."""
+    """Return JSON lines, one object per line, without a line break at the end."""
     return "\n".join(json.dumps(record) for record in records)
 
 
 def read_egoclip(path: Path) -> dict[str, list[Narration]]:
-    """The narrations of every video (`egoclip.csv`, columns parted by tabs); malformed rows are passed over.
+    """Read the narrations of every video from `egoclip.csv`, a tab-separated table. Malformed rows are skipped.
 
     Raises:
-      DataError: where the file cannot be read, lacks a column, or names an unknown narrator.
+      DataError: for a file that cannot be read, lacks a column, or names an unknown narrator.
     """
     found: dict[str, list[Narration]] = {}
     try:
@@ -128,10 +139,10 @@ def read_egoclip(path: Path) -> dict[str, list[Narration]]:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-      DataError: where it is none.
+      DataError: for a file that cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -142,15 +153,15 @@ def read_json(path: Path) -> Any:
 
 
 def read_questions(path: Path, form: str = EGO4D) -> list[dict[str, Any]]:
-    """The questions of a file.
+    """Read the questions of a file.
 
     Args:
-      path: The file.
-      form: `ego4d`, an official file (`.json`) or one that the reference's scripts wrote (`.jsonl`); or one of
-        `vlm_jax.data.annotations.FORMS`.
+      path: Path of the file.
+      form: `ego4d` for an official file (`.json`) or one that the reference's scripts wrote (`.jsonl`), or one of
+        `vlm_jax.annotations.FORMS`.
 
     Raises:
-      DataError: where it cannot be read or holds something else.
+      DataError: for a file that cannot be read or holds something else.
     """
     if form != EGO4D:
         try:
@@ -184,7 +195,10 @@ def _record(query: forms.Query) -> dict[str, Any]:
 
 
 def items(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Questions as items of a preparation; one that cannot be used has `fault`, the reason and what was found."""
+    """Return questions as items of a preparation.
+
+    An item that cannot be used has only `qid` and `fault`: the reason, and what was found.
+    """
     found, seen = [], set()
     for number, record in enumerate(records, start=1):
         name = str(record.get("query_id", f"question {number}"))

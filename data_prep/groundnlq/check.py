@@ -1,8 +1,9 @@
-"""Checking GroundNLQ's data, raw or prepared: python -m data_prep.groundnlq --check DIR [options]
+"""Check GroundNLQ's data, raw or prepared: python -m data_prep.groundnlq --check DIR [options]
 
-Prepared (DIR holds protocol.json), clips or questions: every record is read; with --features, the prepared clips,
-questions are compared with them. Raw: DIR is an LMDB or a folder of .pt, .npy or .npz files, one a clip; each is read.
-With --annotations, each question's clip has to be in DIR; with --text each has to have features of its words.
+Prepared data (DIR holds protocol.json), clips or questions: every record is read. With --features, a folder of prepared
+clips, questions are compared with their clips. Raw data (DIR is an LMDB, or a folder of .pt, .npy or .npz files): the
+features of every clip are read. With --annotations, every question's clip must be in DIR. With --text, every question
+must have features of its words.
 """
 
 import argparse
@@ -27,9 +28,9 @@ from vlm_jax.errors import DataError
 from vlm_jax.systems.groundnlq import data
 
 MAX_LENGTH = 2560
-"""Positions that the published models take."""
+"""Largest number of positions that the published models take."""
 LATE = 1.0
-"""Seconds by which a moment may outlast its clip: 249 of Ego4D's training moments do, by little."""
+"""Seconds by which a moment may outlast its clip; 249 of Ego4D's training moments do, by little."""
 
 _LEFT_OUT = "the preparation leaves such items out; "
 REASONS: dict[str, Reason] = PREPARED | {
@@ -99,17 +100,19 @@ REASONS: dict[str, Reason] = PREPARED | {
 
 
 def check(arguments: Sequence[str]) -> None:
-    """Runs `--check DIR` with its options; exit status 1 if anything is wrong."""
+    """Run `--check DIR` with its options. Exit with status 1 if there are problems."""
     parser = check_parser(__doc__)
     parser.add_argument("--features", type=Path, help="the prepared clips that prepared questions are about")
     raw = parser.add_argument_group("raw data")
     raw.add_argument("--annotations", type=Path, help="file of questions about the clips")
-    raw.add_argument("--format", choices=(annotations.EGO4D, *FORMS), default=annotations.EGO4D, help="of that file")
+    raw.add_argument(
+        "--format", choices=(annotations.EGO4D, *FORMS), default=annotations.EGO4D, help="form of that file"
+    )
     raw.add_argument("--text", type=Path, help="features of the questions' words: LMDB, folder or .npz file")
-    raw.add_argument("--dim", type=int, help="numbers of a position (default: 2304 or their own)")
-    raw.add_argument("--text_dim", type=int, help="numbers of a word (default: 512 or their own)")
-    raw.add_argument("--feature_stride", type=float, help="frames per position (default: 16.043 or their own)")
-    raw.add_argument("--fps", type=float, help="frames per second (default: 30 or their own)")
+    raw.add_argument("--dim", type=int, help="width of a clip's features (default: 2304, or as stated)")
+    raw.add_argument("--text_dim", type=int, help="width of a word's features (default: 512, or as stated)")
+    raw.add_argument("--feature_stride", type=float, help="frames per position (default: 16.043, or as stated)")
+    raw.add_argument("--fps", type=float, help="frames per second (default: 30, or as stated)")
     run_check(parser.parse_args(arguments), _all, REASONS, may_be_file=True)
 
 
@@ -119,7 +122,12 @@ def _all(arguments: argparse.Namespace) -> Iterator[Found]:
 
 @dataclasses.dataclass(frozen=True)
 class _Clip(Found):
-    """A raw clip that was looked at, and how many positions it has."""
+    """Result of checking a raw clip.
+
+    Attributes:
+      name: Name of the clip.
+      length: Number of its positions, 0 where it cannot be read.
+    """
 
     name: str = ""
     length: int = 0
@@ -153,7 +161,12 @@ def _check_raw_clip(name: str, *, path: Path, dim: int) -> _Clip:
 
 
 def _check_questions(arguments: argparse.Namespace, lengths: Mapping[str, float]) -> Found:
-    """What is wrong with the questions of a file: by themselves, without their clips, without their words."""
+    """Check a file's questions by themselves, against their clips, and against the features of their words.
+
+    Args:
+      arguments: Parsed options.
+      lengths: Duration of each clip's features, seconds, by name; 0 where they cannot be read.
+    """
     items = annotations.items(annotations.read_questions(arguments.annotations, arguments.format))
     faulty = [item for item in items if "fault" in item]
     problems = [Problem("left out", f"{item['qid']}: {' '.join(filter(None, item['fault']))}") for item in faulty]
@@ -193,7 +206,7 @@ def _prepared(arguments: argparse.Namespace) -> Iterator[Found]:
 
 
 def check_clip(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: float) -> Iterator[Problem]:
-    """What is wrong with a clip by itself."""
+    """Yield the problems of a prepared clip."""
     name, features = record["clip"].decode(), record["features"]
     yield from _check_features(f"clip {name}", features, protocol["feature_dim"])
     yield from _check_length(name, len(features))
@@ -205,7 +218,7 @@ def _check_length(name: str, length: int) -> Iterator[Problem]:
 
 
 def check_query(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: float) -> Iterator[Problem]:
-    """What is wrong with a question by itself."""
+    """Yield the problems of a prepared question."""
     name, duration = f"question {record['qid'].decode()}", float(record["duration"])
     if not len(record["tokens"]):
         yield Problem("no tokens", name)
@@ -226,10 +239,10 @@ def _check_spans(name: str, duration: float, spans: Sequence[Sequence[float]]) -
 
 
 def clip_lengths(directory: Path) -> dict[str, float]:
-    """Seconds that the features of every clip last.
+    """Return the duration that each prepared clip's features cover, seconds, by name.
 
     Raises:
-      DataError: where the folder holds no clips.
+      DataError: for a folder that holds no clips.
     """
     protocol = Split(directory, clips.CLIPS).protocol
     seconds = protocol["feature_stride"] / protocol["fps"]

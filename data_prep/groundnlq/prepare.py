@@ -1,6 +1,6 @@
-"""Prepares GroundNLQ's data: python -m data_prep.groundnlq COMMAND --output DIR ...
+"""Prepare GroundNLQ's data: python -m data_prep.groundnlq COMMAND --output DIR ...
 
-    features     an LMDB, or a folder of .pt, .npy or .npz files, one a clip -> a set of clips
+    features     an LMDB, or a folder of .pt, .npy or .npz files, one per clip -> a set of clips
     queries      nlq_train.json and the like, or annotations of another form, with features of their words -> a split
                  of a set of questions
     narrations   egoclip.csv and annotation files, with features of the words -> a set of narrations as questions
@@ -14,8 +14,8 @@ Ego4D's natural-language queries are prepared by
     narrations --egoclip egoclip.csv --annotations nlq_train.json moments_train.json vq_train.json --text TEXT
                --output data/ego4d/narrations
 
-Run the same command again after an interruption: finished shards stay. What is prepared, and what it is made of, is
-looked through by
+To continue after an interruption, run the same command again: finished shards are kept. Prepared and raw data are
+checked by
 
     python -m data_prep.groundnlq --check DIR [--features DIR]
     python -m data_prep.groundnlq --check VIDEO [--annotations nlq_train.json [--text TEXT]]
@@ -44,7 +44,7 @@ from vlm_jax.systems.groundnlq import data
 
 
 def features(arguments: argparse.Namespace) -> None:
-    """A set of clips, a record each."""
+    """Write a set of clips, one record per clip."""
     store = open_store(arguments.features, VIDEO_KEYS)
     names = list(store.names())
     if not names:
@@ -63,13 +63,13 @@ def features(arguments: argparse.Namespace) -> None:
 
 
 def queries(arguments: argparse.Namespace) -> None:
-    """A split of a set of questions, a record each."""
+    """Write a split of a set of questions, one record per question."""
     records = annotations.read_questions(arguments.annotations, arguments.format)
     _questions(arguments, "queries", arguments.split, records)
 
 
 def narrations(arguments: argparse.Namespace) -> None:
-    """A set of narrations that stand for questions, a record each."""
+    """Write a set of narrations used as questions, one record per narration."""
     by_video = annotations.read_egoclip(arguments.egoclip)
     files = [annotations.read_json(path) for path in arguments.annotations]
     try:
@@ -98,14 +98,21 @@ def _questions(arguments: argparse.Namespace, name: str, split: str, records: Se
 
 
 def stated(store: Store, kind: str) -> dict[str, Any]:
-    """Return what a protocol says of how features were made: their source, and their settings where known."""
+    """Return a protocol's entries on the origin of features: their source, and their settings where known."""
     if store.settings is None:
         return {f"{kind}_source": ""}
     return {f"{kind}_source": store.settings.source, f"{kind}_features": dataclasses.asdict(store.settings)}
 
 
 def clip_records(names: Sequence[str], *, path: Path, dim: int, dtype: str) -> Iterator[Record | Skip]:
-    """The features of every clip, and the clips whose features cannot be used."""
+    """Yield a record for every clip, or the reason why it gives none.
+
+    Args:
+      names: Names of the clips.
+      path: Path of the features.
+      dim: Width of the features.
+      dtype: Type of the stored features.
+    """
     store, group = open_store(path, VIDEO_KEYS), 0
     for name in names:
         array = read_rows(store, name, dim, dtype)
@@ -122,7 +129,14 @@ def clip_records(names: Sequence[str], *, path: Path, dim: int, dtype: str) -> I
 
 
 def query_records(items: Sequence[Mapping[str, Any]], *, path: Path, dim: int, dtype: str) -> Iterator[Record | Skip]:
-    """Every question with the features of its words, and what cannot be used."""
+    """Yield a record for every question, with the features of its words, or the reason why it gives none.
+
+    Args:
+      items: Items of `annotations.items`.
+      path: Path of the features of words.
+      dim: Width of the features.
+      dtype: Type of the stored features.
+    """
     store, group = open_store(path, TEXT_KEYS), 0
     for item in items:
         if "fault" in item:
@@ -138,7 +152,7 @@ def query_records(items: Sequence[Mapping[str, Any]], *, path: Path, dim: int, d
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command that these words, or else the command line's, name."""
+    """Run the command that `words`, by default those of the command line, name."""
     run_command(words, __doc__, check, _add_commands)
 
 
@@ -146,9 +160,9 @@ def _add_commands(commands: Commands) -> None:
     made = commands.add_parser("features", help="a set of clips")
     shards.add_arguments(made, num_shards=64)
     made.add_argument("--features", required=True, type=Path, help="LMDB, or folder of .pt, .npy or .npz files")
-    made.add_argument("--dim", dest="feature_dim", type=int, help="numbers of a position (default: 2304 or their own)")
-    made.add_argument("--feature_stride", type=float, help="frames from one to the next (default: 16.043 or their own)")
-    made.add_argument("--fps", type=float, help="frames per second (default: 30 or their own)")
+    made.add_argument("--dim", dest="feature_dim", type=int, help="width of the features (default: 2304, or as stated)")
+    made.add_argument("--feature_stride", type=float, help="frames per position (default: 16.043, or as stated)")
+    made.add_argument("--fps", type=float, help="frames per second (default: 30, or as stated by the features)")
     _add_dtype(made)
     made.set_defaults(run=features)
     made = commands.add_parser("queries", help="a split of a set of questions")
@@ -158,7 +172,7 @@ def _add_commands(commands: Commands) -> None:
         "--format",
         choices=(annotations.EGO4D, *FORMS),
         default=annotations.EGO4D,
-        help="of it: ego4d is the official .json, or a .jsonl of the reference's (default: %(default)s)",
+        help="form of that file; ego4d: official .json, or .jsonl of the reference's scripts (default: %(default)s)",
     )
     made.add_argument("--split", required=True, choices=("train", "validation", "test"))
     made.set_defaults(run=queries)
@@ -174,10 +188,10 @@ def _add_commands(commands: Commands) -> None:
 def _add_questions(parser: argparse.ArgumentParser, num_shards: int) -> None:
     shards.add_arguments(parser, num_shards)
     parser.add_argument("--text", required=True, type=Path, help="features of words: LMDB, folder or .npz file")
-    parser.add_argument("--dim", type=int, help="numbers of a word (default: 512; of our own features theirs)")
+    parser.add_argument("--dim", type=int, help="width of a word's features (default: 512, or as stated by them)")
     parser.add_argument("--jsonl", type=Path, help="also write the questions in the reference's form")
     _add_dtype(parser)
 
 
 def _add_dtype(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", choices=clips.DTYPES, default="float32", help="of stored features")
+    parser.add_argument("--dtype", choices=clips.DTYPES, default="float32", help="type of the stored features")

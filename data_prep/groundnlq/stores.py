@@ -1,7 +1,7 @@
-"""Features as the reference and others distribute them, by name: LMDB, or a folder or file of arrays.
+"""Stores of features by name, in the forms that are distributed: an LMDB, a folder of arrays, or an `.npz` file.
 
-The values of an LMDB are compressed `.npz` files. `np.savez_compressed` was given `allow_pickle` there, which put a
-stray array of that name into each; nothing is unpickled here.
+The values of the reference's LMDB are compressed `.npz` files. Each has a stray array `allow_pickle`, because that
+argument was passed to `np.savez_compressed`. Nothing is unpickled here.
 """
 
 import functools
@@ -25,47 +25,47 @@ from vlm_jax.text_features import TextSettings, TextVectors
 
 VIDEO_KEYS = ("features",)
 TEXT_KEYS = ("token_features", "features")
-"""What arrays of words may be called; the first one that is there is taken."""
+"""Possible names of an array of words; the first one that exists is used."""
 ENDINGS = (".pt", ".npy", ".npz")
 STORE = "store"
-"""What `Skip.files` calls the path of a store."""
+"""Name of a store's path in `Skip.files`."""
 
 
 class Store(Protocol):
     """Arrays by name.
 
     Attributes:
-      settings: What they were made with, None where that is not known.
+      settings: Settings that the arrays were made with, None where unknown.
     """
 
     settings: Settings | TextSettings | None
 
     def names(self) -> Iterator[str]:
-        """All names, sorted."""
+        """Yield all names, sorted."""
 
     def read(self, name: str) -> np.ndarray | None:
-        """An array, None where there is none of the name.
+        """Return the array of a name, or None if there is none.
 
         Raises:
-          ValueError: where it cannot be read.
+          ValueError: for an array that cannot be read.
         """
 
     def duration(self, name: str) -> float:
-        """Return the seconds of the video that an array is of, 0 where they are not known."""
+        """Return the duration of the video behind an array, seconds, 0 where unknown."""
 
     def files(self, name: str) -> tuple[str, ...]:
-        """The files that may hold an array, for `Skip.files`."""
+        """Return the files that may hold an array, for `Skip.files`."""
 
 
 def decode(value: bytes, keys: Sequence[str]) -> np.ndarray:
-    """The array of a value of the reference's LMDB.
+    """Return the array in a value of the reference's LMDB.
 
     Args:
-      value: The bytes of an `.npz` file.
-      keys: What the array may be called.
+      value: Bytes of an `.npz` file.
+      keys: Possible names of the array.
 
     Raises:
-      ValueError: where it is none of these, or cannot be read without unpickling.
+      ValueError: for bytes that are no `.npz` file, lack these names, or cannot be read without unpickling.
     """
     if not zipfile.is_zipfile(io.BytesIO(value)):
         raise ValueError("not an .npz file")
@@ -82,7 +82,7 @@ def decode(value: bytes, keys: Sequence[str]) -> np.ndarray:
 
 
 def words(array: np.ndarray) -> np.ndarray:
-    """Features of words `[L, C]`; a single vector is one word."""
+    """Return features of words as `[L, C]`; a single vector `[C]` is one word."""
     return array[None] if array.ndim == 1 else array
 
 
@@ -93,7 +93,15 @@ def read_rows(
     dtype: str,
     change: Callable[[np.ndarray], np.ndarray] = lambda array: array,
 ) -> np.ndarray | Skip:
-    """An array `[N, dim]` of a store, changed and then cast to `dtype`, or why there is none."""
+    """Return an array of a store as `[N, dim]`, or the reason why it cannot be used.
+
+    Args:
+      store: Store to read from.
+      name: Name of the array.
+      dim: Expected width.
+      dtype: Type to cast to.
+      change: Function that is applied before the checks and the cast.
+    """
     try:
         array = store.read(name)
     except (ValueError, OSError, TorchFileError) as error:
@@ -112,15 +120,15 @@ def read_rows(
 
 
 def open_store(path: Path, keys: Sequence[str]) -> Store:
-    """What lies at a path.
+    """Open the store at a path.
 
     Args:
-      path: An LMDB (a folder with `data.mdb`, or a file), a folder of files of `ENDINGS`, or an `.npz` file of arrays
-        by name (`launch/extract_text_features.py`).
-      keys: What an array may be called within an `.npz` file that holds one name.
+      path: An LMDB (a folder with `data.mdb`, or a file), a folder of files with one of `ENDINGS`, or an `.npz` file of
+        arrays by name (`launch/extract_text_features.py`).
+      keys: Possible names of the array where each `.npz` file holds one item.
 
     Raises:
-      DataError: where there is none of these.
+      DataError: for a path that is none of these.
     """
     try:
         if (path / "data.mdb").is_file() or path.suffix in (".mdb", ".lmdb"):
@@ -134,7 +142,7 @@ def open_store(path: Path, keys: Sequence[str]) -> Store:
 
 @functools.cache
 def _environment(path: Path) -> Any:
-    """An LMDB; a process may open one only once."""
+    """Open an LMDB. It is cached because a process may open an LMDB only once."""
     try:
         import lmdb
     except ImportError:
@@ -148,7 +156,7 @@ def _environment(path: Path) -> Any:
 
 
 class _Lmdb:
-    """An environment."""
+    """Store in an LMDB."""
 
     settings = None
 
@@ -156,13 +164,13 @@ class _Lmdb:
         self.environment, self.keys, self.is_folder = _environment(path.resolve()), keys, path.is_dir()
 
     def names(self) -> Iterator[str]:
-        """All keys."""
+        """Yield all keys, which an LMDB keeps sorted."""
         with self.environment.begin() as transaction:
             for key in transaction.cursor().iternext(keys=True, values=False):
                 yield bytes(key).decode(errors="backslashreplace")
 
     def read(self, name: str) -> np.ndarray | None:
-        """See `Store.read`."""
+        """Return an array, see `Store.read`."""
         import lmdb
 
         try:
@@ -173,16 +181,19 @@ class _Lmdb:
             raise ValueError(f"not to be read from the LMDB ({error})") from None
 
     def files(self, name: str) -> tuple[str, ...]:
-        """See `Store.files`."""
+        """Return files, see `Store.files`."""
         return (f"{STORE}/data.mdb" if self.is_folder else STORE,)
 
     def duration(self, name: str) -> float:
-        """See `Store.duration`."""
+        """Return a duration, see `Store.duration`."""
         return 0.0
 
 
 class _Folder:
-    """A file a name; with `features.json` they are launch/extract_features.py's."""
+    """Store in a folder with one file per name.
+
+    The settings are those of `features.json` (video) or `settings.json` (text), None if the folder has neither file.
+    """
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
         self.path, self.keys = path, keys
@@ -193,12 +204,12 @@ class _Folder:
             self.settings = TextVectors(path).settings
 
     def names(self) -> Iterator[str]:
-        """Paths in the folder, without their endings."""
+        """Yield the paths of files in the folder, without their endings, sorted."""
         files = (file for file in self.path.rglob("*") if file.suffix in ENDINGS)
         yield from sorted({str(file.relative_to(self.path).with_suffix("")) for file in files})
 
     def read(self, name: str) -> np.ndarray | None:
-        """See `Store.read`."""
+        """Return an array, see `Store.read`."""
         files = (self.path / f"{name}{ending}" for ending in ENDINGS)
         file = next((file for file in files if os.path.isfile(file)), None)
         if file is None:
@@ -213,33 +224,33 @@ class _Folder:
         return check_numbers(array)
 
     def files(self, name: str) -> tuple[str, ...]:
-        """See `Store.files`."""
+        """Return files, see `Store.files`."""
         return tuple(f"{STORE}/{name}{ending}" for ending in ENDINGS)
 
     def duration(self, name: str) -> float:
-        """See `Store.duration`."""
+        """Return a duration, see `Store.duration`."""
         return load_duration(self.path, name)
 
 
 class _Archive:
-    """One `.npz` file with an array a name."""
+    """Store in an `.npz` file with one array per name."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.vectors = path, TextVectors(path)
         self.settings = self.vectors.settings
 
     def names(self) -> Iterator[str]:
-        """Names of its arrays."""
+        """Yield the names of its arrays, sorted."""
         yield from sorted(self.vectors)
 
     def read(self, name: str) -> np.ndarray | None:
-        """See `Store.read`."""
+        """Return an array, see `Store.read`."""
         return self.vectors.get(name)
 
     def duration(self, name: str) -> float:
-        """See `Store.duration`."""
+        """Return a duration, see `Store.duration`."""
         return 0.0
 
     def files(self, name: str) -> tuple[str, ...]:
-        """See `Store.files`."""
+        """Return files, see `Store.files`."""
         return (STORE,)

@@ -1,8 +1,8 @@
-"""Checking MIL-NCE's data, raw or prepared: python -m data_prep.milnce --check DIR [options]
+"""Check MIL-NCE's data, raw or prepared: python -m data_prep.milnce --check DIR [options]
 
-Prepared (DIR holds protocol.json): every record is read and decoded. Raw: the lists in DIR say what there is
-(videos.csv with video_path, validation_youcook.csv, msrvtt_test.csv, hmdb51.csv, your own video_path,start,end,text);
-without a list it is every video file. Each video is decoded from end to end, each caption file read.
+Prepared data (DIR holds protocol.json): every record is read and decoded. Raw data: every video is decoded from end to
+end, every caption file is read. The videos are those of the lists in DIR (videos.csv with video_path,
+validation_youcook.csv, msrvtt_test.csv, hmdb51.csv, or your own video_path,start,end,text), or all without a list.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from vlm_jax.video import decode, segment
 
 ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg", ".flv", ".wmv", ".ogv")
 LATE = 1.0
-"""Seconds by which a caption may outlast its video: the last word is often still shown."""
+"""Seconds by which a caption may outlast its video; the last caption is often shown longer than that."""
 
 _SKIPPED = "the preparation leaves such videos out; "
 REASONS: dict[str, Reason] = PREPARED | {
@@ -113,14 +113,15 @@ REASONS: dict[str, Reason] = PREPARED | {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A raw video and what is said about it.
+    """A raw video with its captions.
 
     Attributes:
-      paths: Where it may be, tried in order.
-      captions: Its caption file, where it has one.
-      rows: Start, end and text of what a list says, seconds; end None for its own.
-      place: What is named where `rows` are wrong.
-      smallest_side, min_seconds: What training needs of it; 0 for evaluation.
+      paths: Possible paths, tried in order.
+      captions: Path of its caption file, if it has one.
+      rows: Rows of an evaluation list: start, end (seconds; None for the video's end), text.
+      place: Name of the list in problems of `rows`.
+      smallest_side: Least shorter side that training needs, pixels; 0 for evaluation.
+      min_seconds: Least duration that training needs, seconds; 0 for evaluation.
     """
 
     paths: tuple[Path, ...]
@@ -132,16 +133,16 @@ class Source:
 
 
 def check(words: Sequence[str]) -> None:
-    """Runs `--check DIR` with its options; exit status 1 if anything is wrong."""
+    """Run `--check DIR` with its options. Exit with status 1 if there are problems."""
     parser = check_parser(__doc__)
     parser.add_argument("--list", type=Path, help="the only list to check (default: those in DIR)")
     parser.add_argument("--videos", type=Path, help="root of the videos (default: DIR/videos, else DIR)")
     parser.add_argument("--captions", type=Path, help="folder of the caption files (default: DIR/captions, else DIR)")
     parser.add_argument(
-        "--smallest_side", type=int, default=224, help="that training videos need (default: %(default)s)"
+        "--smallest_side", type=int, default=224, help="least side of training videos (default: %(default)s)"
     )
     parser.add_argument(
-        "--min_seconds", type=float, default=3.2, help="that training videos need (default: %(default)s)"
+        "--min_seconds", type=float, default=3.2, help="least length of training videos (default: %(default)s)"
     )
     run_check(parser.parse_args(words), _check, REASONS)
 
@@ -153,10 +154,10 @@ def _check(arguments: argparse.Namespace) -> Iterator[Found]:
 
 
 def check_record(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: float) -> Iterator[Problem]:
-    """What is wrong with a prepared record.
+    """Yield the problems of a prepared record.
 
     Raises:
-      DataError: where its frames cannot be decoded, or the kind is unknown.
+      DataError: for frames that cannot be decoded, or an unknown kind of data.
     """
     kinds = {"milnce_training": _training, "milnce_retrieval": _retrieval, "milnce_classification": _classification}
     if protocol.get("kind") not in kinds:
@@ -198,7 +199,7 @@ def _training(record: Mapping[str, Any], protocol: Mapping[str, Any], weight: fl
         yield Problem("captions", f"one ends at {end[number]:g} s and begins at {start[number]:g} s")
     clip_frames = int(np.ceil(protocol["clip_seconds"] * protocol["fps"]))
     last = int(record["start"]) + count / protocol["fps"]
-    # Where frames are missing for the last clip, the video was over.
+    # A record has too few frames for its last clip only if the video ended there.
     late = np.flatnonzero((weights > 0) & (start >= last))
     if count < (seeks[1] - int(record["start"])) * protocol["fps"] + clip_frames and len(late):
         name = record["video_id"].decode()
@@ -268,7 +269,7 @@ def _existing(folder: Path, otherwise: Path) -> Path:
 
 
 def _kind(path: Path) -> str | None:
-    """What a list is, by its columns; None for other files."""
+    """Return the kind of a list by its columns, None for other files."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             columns = set(file.readline().strip().split(","))
@@ -287,7 +288,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _check_names(path: Path, names: Sequence[str], captions: Path) -> Found:
-    """What a list of training videos says by itself."""
+    """Check the names in a list of training videos, and the names of the caption files."""
     problems = [Problem("twice", f"{path}: {name}") for name, count in collections.Counter(names).items() if count > 1]
     by_stem = collections.defaultdict(list)
     for name in dict.fromkeys(names):
@@ -295,7 +296,7 @@ def _check_names(path: Path, names: Sequence[str], captions: Path) -> Found:
     for stem, sharing in by_stem.items():
         if len(sharing) > 1:
             problems.append(Problem("shared captions", f"{captions / stem}.csv: {', '.join(sharing)}"))
-    # Where captions lie among other csv files, nobody can tell which belong to no video.
+    # Among other csv files, a caption file without a video cannot be recognised.
     for file in sorted(captions.rglob("*.csv")) if captions != path.parent and captions != path else ():
         if str(file.relative_to(captions).with_suffix("")) not in by_stem:
             problems.append(Problem("unused captions", str(file)))
@@ -313,7 +314,7 @@ def _training_sources(
 
 
 def _evaluation_sources(path: Path, kind: str, videos: Path) -> list[Source]:
-    """The videos of an evaluation list, each with its rows, so that none is decoded twice."""
+    """Return the videos of an evaluation list, each once with all its rows, so that none is decoded twice."""
     if kind == "hmdb51":
         return [Source((videos / item["path"],)) for item in hmdb51_items(path)]
     rows = collections.defaultdict(list)
@@ -326,7 +327,7 @@ def _evaluation_sources(path: Path, kind: str, videos: Path) -> list[Source]:
 
 
 def check_source(source: Source) -> Found:
-    """Decodes a video from end to end, reads its captions and compares them."""
+    """Check a raw video: decode it from end to end, read its captions, and compare their times."""
     path = next((path for path in source.paths if path.is_file()), source.paths[0])
     problems, duration = [], None
     try:
@@ -338,7 +339,7 @@ def check_source(source: Source) -> Found:
             )
         if duration < source.min_seconds:
             problems.append(Problem("too short", f"{path}: {duration:.2f} s, needs {source.min_seconds:g} s"))
-        # Every frame is decoded, one a second is converted.
+        # Every frame is decoded, but only one per second is converted.
         with closing(decode.stream_frames(path, fps=1)) as frames:
             collections.deque(frames, maxlen=0)
     except decode.VideoError as error:
@@ -372,7 +373,7 @@ def _unreadable(error: DataError, reason: str) -> Problem:
 def _check_rows(
     rows: Sequence[tuple[float, float | None, str]], place: str, path: Path, duration: float | None, *, ordered: bool
 ) -> Iterator[Problem]:
-    """Times and texts of a video's captions: for each reason the first row and how many there are."""
+    """Yield a problem per reason for captions with wrong times or texts: the first row, and the number of others."""
     wrong: dict[str, list[int]] = collections.defaultdict(list)
     for number, (start, end, text) in enumerate(rows):
         if end is not None and end < start:

@@ -1,4 +1,4 @@
-"""Evaluation records of MIL-NCE from lists of items and their videos."""
+"""Evaluation records of MIL-NCE, from lists of items and their videos."""
 
 import functools
 import os
@@ -102,7 +102,7 @@ def retrieval_records(
 
 
 def _impossible(start: float, end: float, duration: float) -> tuple[str, str] | None:
-    """Return reason and detail where an item's times are impossible, else None; a duration of 0 is unknown."""
+    """Return reason and detail if an item's times are impossible, else None. A duration of 0 is unknown."""
     times = f"{start:g} to {end:g} s"
     if end < start:
         return "end before start", times
@@ -114,7 +114,7 @@ def _impossible(start: float, end: float, duration: float) -> tuple[str, str] | 
 
 
 def _read(read: Callable[..., np.ndarray], strict: bool) -> tuple[np.ndarray, decode.VideoError | None]:
-    """Return the frames, and what is wrong with a damaged video that is read all the same.
+    """Return the frames of a video, and the error if it is damaged and was read all the same.
 
     Raises:
       VideoError: for a video that cannot be read, or that is damaged while `strict` is true.

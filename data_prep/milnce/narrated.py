@@ -1,4 +1,4 @@
-"""Training records of MIL-NCE from narrated videos and their caption files."""
+"""Training records of MIL-NCE, from narrated videos and their caption files."""
 
 import collections
 import dataclasses
@@ -97,14 +97,14 @@ class Segments:
 
 
 def read_captions(path: Path | Iterable[str], name: str = "") -> Captions:
-    """Read a caption file with the columns `start` and `end` (seconds) and `text`; other columns are ignored.
+    """Read a caption file with the columns `start`, `end` (seconds) and `text`. Other columns are ignored.
 
     Args:
       path: Path of the file, or its lines.
       name: Name of the file in error messages, by default its path.
 
     Raises:
-      DataError: for a file that cannot be read, or a cell that is no time.
+      DataError: for a file that cannot be read, or a cell that is not a time.
     """
     rows = read_rows(path, ("start", "end", "text"), name)
     times: dict[str, list[float]] = {"start": [], "end": []}
@@ -171,7 +171,7 @@ def _cut(path: Path, video: str, narration: Captions, segments: Segments) -> Ite
         for frame in store.encode(stream):
             frames.append(frame)
             seeks = first, min(first + span - 1, last_seek)
-            # At least one second of frames, so that the frames left over begin where the next segment does.
+            # With at least one second of frames, the frames left over begin where the next segment begins.
             if len(frames) == (seeks[1] - first) * segments.fps + max(segments.clip_frames, segments.fps):
                 yield from _segment(video, narration, segments, seeks, store, frames)
                 if seeks[1] == last_seek:
@@ -215,7 +215,16 @@ def _example(
     kept: tuple[int, int],
     total: int,
 ) -> dict[str, object]:
-    """Return what a record holds beside its frames: the range of clip starts (seconds), and captions `kept`."""
+    """Return a record without its frames.
+
+    Args:
+      video: Path of the video, whose part before the first dot is its name.
+      narration: All captions of the video.
+      seeks: First and last second at which clips may begin.
+      size: Height and width of the stored frames, pixels.
+      kept: Range of the captions that the record stores.
+      total: Number of captions of the video.
+    """
     begin, end = kept
     return {
         "video_id": video.split(".")[0],
@@ -251,7 +260,7 @@ def _segment(
 
 
 class _Store:
-    """Encoder of a video's frames. Each frame is encoded once, whatever the number of records that hold it."""
+    """Encoder of a video's frames. Each frame is encoded once, even if several records hold it."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments, self.size = segments, (0, 0)
@@ -271,5 +280,5 @@ class _Store:
             yield from (images.encode_jpeg(frame, self.segments.quality) for frame in measured())
 
     def feature(self, pieces: Sequence[bytes]) -> dict[str, object]:
-        """Return a record's feature: consecutive pieces, the first at a whole second."""
+        """Return the frames of a record as a feature, from consecutive pieces that begin at a whole second."""
         return {"mp4": self.encoder.mp4(pieces)} if self.encoder else {"frames": list(pieces)}

@@ -1,4 +1,4 @@
-"""Prepares MIL-NCE's data: python -m data_prep.milnce COMMAND --output DIR ...
+"""Prepare MIL-NCE's data: python -m data_prep.milnce COMMAND --output DIR ...
 
     howto100m   narrated videos and their caption files -> training shards
     youcook2    validation_youcook.csv and videos -> a retrieval set
@@ -7,8 +7,8 @@
     hmdb51      hmdb51.csv and videos -> a classification set
     vocabulary  caption files -> a word list
 
-`--check DIR` looks through raw or prepared data and writes nothing: `--check DIR --help`.
-Run the same command again after an interruption: finished shards stay.
+To continue after an interruption, run the same command again: finished shards are kept. `--check DIR` checks raw or
+prepared data and writes nothing; `--check DIR --help` lists its options.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from vlm_jax.video.segment import DEFAULT_CRF
 
 
 def howto100m(arguments: argparse.Namespace) -> None:
-    """Training shards."""
+    """Write training shards."""
     check_folders(arguments, "videos", "captions")
     if arguments.seconds is None:
         arguments.seconds = 0 if arguments.format == ORIGINAL else 16
@@ -59,7 +59,7 @@ def howto100m(arguments: argparse.Namespace) -> None:
 
 
 def retrieval(arguments: argparse.Namespace) -> None:
-    """A retrieval set, from one of the lists."""
+    """Write a retrieval set from the list that the command names."""
     check_folders(arguments, "videos")
     items = {"youcook2": youcook2_items, "msrvtt": msrvtt_items, "segments": segment_items}[arguments.command](
         arguments.csv
@@ -75,7 +75,7 @@ def retrieval(arguments: argparse.Namespace) -> None:
 
 
 def classification(arguments: argparse.Namespace) -> None:
-    """A classification set."""
+    """Write a classification set."""
     check_folders(arguments, "videos")
     items = hmdb51_items(arguments.csv)
     protocol = {name: getattr(arguments, name) for name in ("windows", "num_frames", "size", "strict")}
@@ -89,12 +89,12 @@ def classification(arguments: argparse.Namespace) -> None:
 
 
 def video_list(path: Path) -> list[str]:
-    """The column `video_path` of a csv file."""
+    """Return the column `video_path` of a csv file."""
     return [row["video_path"] for row in read_rows(path, ("video_path",))]
 
 
 def vocabulary(arguments: argparse.Namespace) -> None:
-    """A word list of all captions, most frequent words first."""
+    """Write a list of the captions' words, most frequent words first."""
     check_folders(arguments, "captions")
     skipped = []
 
@@ -124,7 +124,7 @@ def vocabulary(arguments: argparse.Namespace) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Runs the command that these words, or else the command line's, name."""
+    """Run the command that `words`, by default those of the command line, name."""
     run_command(words, __doc__, check, _add_commands)
 
 
@@ -135,16 +135,16 @@ def _add_commands(commands: Commands) -> None:
     train.add_argument("--videos", required=True, type=Path, help="folder that video_path is relative to")
     train.add_argument("--captions", required=True, type=Path, help="folder with a csv (start, end, text) per video")
     train.add_argument("--fps", type=int, default=5)
-    train.add_argument("--short_side", type=int, default=256, help="of the stored frames")
+    train.add_argument("--short_side", type=int, default=256, help="shorter side of the stored frames")
     train.add_argument("--smallest_side", type=int, default=224, help="videos below this are skipped (or enlarged)")
     train.add_argument("--enlarge", action="store_true", help="enlarge small videos instead")
     train.add_argument(
         "--segment_seconds",
         dest="seconds",
         type=int,
-        help="per record; 0 keeps videos whole (default: 16; original: 0)",
+        help="length of a record; 0 keeps videos whole (default: 16; with --format original: 0)",
     )
-    train.add_argument("--clip_seconds", type=float, default=3.2, help="length of the training clip")
+    train.add_argument("--clip_seconds", type=float, default=3.2, help="length of a training clip")
     train.add_argument("--min_time", type=float, default=5.0, help="shorter captions are widened to this")
     train.add_argument("--max_candidates", type=int, default=8, help="largest K that the records allow")
     train.add_argument("--min_seconds", type=float, default=3.2, help="videos shorter than this are skipped")
@@ -152,12 +152,16 @@ def _add_commands(commands: Commands) -> None:
         "--format",
         choices=tuple(FORMATS),
         default="jpeg",
-        help="jpeg and mp4 (H.264): frames resampled to --fps and scaled to --short_side, so a crop shows more of a "
-        "large picture than the reference's; original: whole videos as they are, cropped just as the reference does",
+        help="jpeg and mp4 (H.264): frames are resampled to --fps and scaled to --short_side, so a crop shows more of "
+        "a large picture than the reference's; original: videos stay as they are and are cropped as in the reference",
     )
-    train.add_argument("--quality", type=int, default=90, help="of the JPEG frames")
-    train.add_argument("--crf", type=int, default=DEFAULT_CRF, help="of the mp4 files: less is better and larger")
-    train.add_argument("--epoch", choices=("videos", "segments"), default="videos", help="what an epoch visits once")
+    train.add_argument("--quality", type=int, default=90, help="quality of the JPEG frames")
+    train.add_argument(
+        "--crf", type=int, default=DEFAULT_CRF, help="quality of the mp4 files: less is better and larger"
+    )
+    train.add_argument(
+        "--epoch", choices=("videos", "segments"), default="videos", help="unit that an epoch visits once"
+    )
     train.set_defaults(run=howto100m)
     for name in ("youcook2", "msrvtt", "segments"):
         evaluation = commands.add_parser(name, help="a retrieval set")
@@ -183,12 +187,10 @@ def _add_commands(commands: Commands) -> None:
     words.add_argument("--list", required=True, type=Path, help="csv with the column video_path")
     words.add_argument("--captions", required=True, type=Path, help="folder with a csv per video")
     words.add_argument("--output", required=True, type=Path, help="file to write, .npy")
-    words.add_argument("--rows", type=int, default=66250, help="rows of the word table, padding included")
-    words.add_argument("--keep_case", action="store_true", help="tell capitals apart (default: all in lower case)")
+    words.add_argument("--rows", type=int, default=66250, help="rows of the word table, including padding")
+    words.add_argument("--keep_case", action="store_true", help="keep capital letters (default: lower case)")
     words.set_defaults(run=vocabulary)
 
 
 def _add_strict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--strict", action="store_true", help="leave damaged videos out (default: what is missing is black, and listed)"
-    )
+    parser.add_argument("--strict", action="store_true", help="leave damaged videos out (default: keep and list them)")

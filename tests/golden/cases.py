@@ -1,4 +1,4 @@
-"""Golden cases on disk: `SYSTEM/CASE.json` says what a case is, `SYSTEM/CASE.npz` holds its arrays."""
+"""Golden cases on disk: `SYSTEM/CASE.json` describes a case, `SYSTEM/CASE.npz` holds its arrays."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import recipe
 
 
 class Case:
-    """One golden case."""
+    """Golden case."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -32,11 +32,11 @@ class Case:
         return self.manifest["tolerance"]
 
     def group(self, prefix):
-        """Arrays under a prefix, by the rest of their name."""
+        """Return the arrays under a prefix, by the rest of their names."""
         return {name[len(prefix) :]: value for name, value in self.arrays.items() if name.startswith(prefix)}
 
     def weights(self):
-        """The case's checkpoint: regenerated weights, running statistics replaced where the case supplies them."""
+        """Return the case's checkpoint: regenerated weights, with the running statistics that the case supplies."""
         source = {}
         for entry in self.manifest["params"]:
             shape = tuple(entry["shape"])
@@ -45,14 +45,14 @@ class Case:
         return source | self.group("in/state/")
 
     def sliced(self, name, array):
-        """The part of a `[B, C, T, H, W]` array that the case kept."""
+        """Return the part of a `[B, C, T, H, W]` array that the case stores."""
         every = re.match(r"\[:, ::(\d+)\]", self.manifest["slices"][name])
         flat = array.reshape(array.shape[0], array.shape[1], *array.shape[2:])
         return flat[:, :: int(every.group(1))]
 
 
 def relative_error(ours, reference):
-    """max|ours - reference| / max|reference|."""
+    """Return max|ours - reference| / max|reference|, without the division where the reference is 0."""
     ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
     assert ours.shape == reference.shape, f"shape {ours.shape}, expected {reference.shape}"
     scale = np.abs(reference).max(initial=0.0)
@@ -61,11 +61,11 @@ def relative_error(ours, reference):
 
 
 def find(folder):
-    """Every case under a folder."""
+    """Return the sorted paths of all cases under a folder."""
     return sorted(Path(folder).glob("*/*.json"))
 
 
 def checker_for(checkers, name):
-    """The checker of a case: by its name, else by the longest name that it begins with."""
+    """Return the checker of a case's name, or else of the longest name that it begins with; None if there is none."""
     known = [known for known in checkers if name == known or name.startswith(known + "_")]
     return checkers[max(known, key=len)] if known else None

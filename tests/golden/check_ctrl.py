@@ -19,7 +19,7 @@ from vlm_jax.train.optimizer import clip_by_norm, make_optimizer
 
 
 def assert_close(case, name, ours):
-    """Within the manifest's tolerance of the longest pattern that fits the name."""
+    """Assert that an array agrees with the case, by the tolerance of the longest pattern that fits its name."""
     fitting = [pattern for pattern in case.tolerance if fnmatch.fnmatch(name, pattern)]
     tolerance = case.tolerance[max(fitting, key=len)]
     np.testing.assert_allclose(
@@ -28,7 +28,7 @@ def assert_close(case, name, ours):
 
 
 def weights(case):
-    """The checkpoint of a case; tensors are made once for all cases."""
+    """Return the checkpoint of a case. Its tensors are generated once for all cases."""
     salt = case.manifest["salt"]
     return {
         entry["name"]: made(entry["name"], tuple(entry["shape"]), salt) * np.float32(entry.get("scale", 1))
@@ -42,7 +42,7 @@ def made(name, shape, salt):
 
 
 def task(case, batch, factored=True):
-    """Config and task of a case's sizes, and its parameters; tasks are made once for all cases that share them."""
+    """Return config and task for a case's sizes, and its variables. Cases with the same sizes share one task."""
     source = names.state_dict(weights(case))
     config, made_task = task_of(*key_of(case, source, batch, factored))
     return config, made_task, names.to_variables(source, made_task.abstract_variables())
@@ -78,7 +78,7 @@ def check_forward_full(case, precision):
 
 
 def check_score_pairs(case, precision):
-    """Embeddings once, then the whole matrix in tiles that do not fit it."""
+    """Check scores of all pairs, computed from embeddings in tiles that do not divide the matrix evenly."""
     config, made_task, variables = task(case, 1)
     clips = made_task.encoders["clips"](variables, {"visual": case["in/visual"]})["clip_embedding"]
     texts = made_task.encoders["sentences"](variables, {"sentence": case["in/sentence"]})["sentence_embedding"]
@@ -129,7 +129,7 @@ def check_loss_random(case, precision):
 
 @functools.lru_cache
 def update_function(key, options, rate, clip):
-    """One step, compiled once for the cases that share it."""
+    """Return an optimiser and a training step, compiled once for the cases that share it."""
     _, made_task = task_of(*key)
     optimizer = make_optimizer(ConfigDict(dict(options)), lambda step: rate, made_task.abstract_variables()["params"])
 
@@ -152,11 +152,11 @@ def norm_of(array):
 
 
 def run_steps(case):
-    """The trajectory of a case: what each step saw, and the parameters' change under the reference's names."""
+    """Return the values of each step of a case, and the parameters' total change under the reference's names."""
     wanted, name, salt = case.config, case.manifest["case"], case.manifest["salt"]
     clip = wanted.get("clip_global_norm", wanted.get("clip")) or 0.0
     config, _, variables = task(case, wanted["batch"])
-    # The config's own way with epsilon and the bias corrections; the case's numbers.
+    # The numbers are the case's; where epsilon and bias correction are applied is the config's.
     options = config.optimizer.to_dict() | {"b1": wanted["beta1"], "b2": wanted["beta2"], "epsilon": wanted["epsilon"]}
     options["groups"] = ()
     key = key_of(case, weights(case), wanted["batch"])

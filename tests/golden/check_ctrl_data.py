@@ -43,7 +43,7 @@ def check_iou_niol(case, precision):
 
 
 def read_moments(case, dim):
-    """The moments of a case's pickle: name, vector and parsed name of each sentence."""
+    """Return names, vectors and parsed names of the sentences in a case's pickle."""
     content = load_pickle(case["in/clip_sentvec_pickle"].tobytes(), "latin1")
     found = [(clip.name, vector) for clip in clip_sentences(content, dim) for vector in clip.vectors]
     return [name for name, _ in found], np.stack([vector for _, vector in found]), [windows.parse(n) for n, _ in found]
@@ -56,7 +56,7 @@ def check_select_pairs(case, precision):
     frames = load_pickle(case["in/video_allframes_info_pickle"].tobytes(), "latin1")
     assert all(isinstance(name, str) and isinstance(count, int) for name, count in frames.items())
     window_videos = [f"{video}.avi" for video in case["in/windows/video"]]
-    # The reference goes through the files in the order of their names.
+    # The reference reads the files in the order of their names.
     order = sorted(range(len(window_videos)), key=lambda n: file_name(window_videos[n], case["in/windows/span"][n]))
     moments = np.array([span[1:] for span in spans])
     chosen = windows.select_pairs(
@@ -92,7 +92,7 @@ def check_context_windows(case, precision):
     np.testing.assert_allclose(offsets[order], case["out/train/offset"], rtol=0, atol=tolerance)
     np.testing.assert_allclose(visual[1][chosen[order, 0]], case["out/train/visual"], rtol=0, atol=tolerance)
     np.testing.assert_allclose(vectors[chosen[order, 1]], case["out/train/sentence"], rtol=0, atol=tolerance)
-    # Evaluation: every sentence of a video with every window of it.
+    # Evaluation pairs every sentence of a video with every window of it.
     rows = []
     for video in sorted({span.video for span in spans}):
         own = [row for row, name in enumerate(listed.videos) if name == video]
@@ -114,7 +114,7 @@ def check_context_windows(case, precision):
 
 
 def surround(listed, features, count):
-    """The input of every window, each video by itself."""
+    """Return the input features of every window, video by video."""
     made = np.zeros((len(features), 3 * features.shape[1]), np.float32)
     for video in set(listed.videos):
         rows = np.array([row for row, name in enumerate(listed.videos) if name == video])

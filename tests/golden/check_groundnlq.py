@@ -1,4 +1,4 @@
-"""Checkers of the golden cases of groundnlq: training, parameters, and all of it together."""
+"""Checkers of the golden cases of groundnlq: training, parameters, and the way from features to recall."""
 
 import functools
 import types
@@ -31,7 +31,7 @@ ILL_CONDITIONED = 1e-5
 
 
 def slower_backbone(factor, decay):
-    """Groups where all but the heads learn at a fraction of the rate."""
+    """Return parameter groups in which all parts but the heads learn at a fraction of the rate."""
     return [
         [r"^level_scale_|^(class|offset)_head/.*(bias|scale)$", 1.0, 0.0],
         [r"^(class|offset)_head/", 1.0, decay],
@@ -41,7 +41,7 @@ def slower_backbone(factor, decay):
 
 
 def labels_of(case, segments):
-    """Targets `[B, P, ...]` of every example's segments."""
+    """Return targets `[B, P, ...]` for the segments of every example."""
     wanted = case.config["model"]
     table = points(wanted["max_seq_len"], wanted["regression_range"])
     radius = case.config["train_cfg"]["center_sample_radius"]
@@ -50,7 +50,7 @@ def labels_of(case, segments):
 
 
 def loss_of(model, train, variables, batch, targets, normaliser):
-    """The case's loss: train mode with nothing dropped is evaluation mode."""
+    """Return the case's loss. Train mode without dropout equals evaluation mode."""
     levels = model.apply(variables, **batch)
     options = {key: train[key] for key in ("label_smoothing", "loss_weight")}
     loss, metrics, after = grounding_loss(*levels, *targets, normaliser, **options)
@@ -106,13 +106,13 @@ def check_gradients(case, part, gradients):
 
 
 def check_trajectory(case, precision):
-    """Six updates of the library's own step."""
+    """Check six updates by the library's own step."""
     model = build(case.config["model"])
     variables = variables_of(case, model)
     wanted, train = case.manifest["optimizer"], case.config["train_cfg"]
     schedule = schedule_of(wanted, case.manifest["iters_per_epoch"])
 
-    @jax.jit  # What both runs share; the rest of a step compiles in no time.
+    @jax.jit  # Both runs share this; the rest of a step compiles quickly.
     def loss_fn(params, state, batch, key):
         inputs, targets = batch
         loss, (metrics, after) = loss_of(model, train, {"params": params}, inputs, targets, state["loss"]["normaliser"])
@@ -171,7 +171,7 @@ def check_parameters(case, precision):
         fresh = {name for name in ours if "head" in name}
         assert fresh == set(wanted["reinitialised_when_finetuning"])
 
-        # One update by decay alone, at rate 1: a weight of 1 falls by its factor times its decay.
+        # An update by decay alone at rate 1 lowers a weight of 1 by its factor times its decay.
         params = jax.tree.map(lambda leaf: jnp.ones(()), params)
         groups = {}
         for kind, own in (("plain", NO_DECAY), ("two_rates", slower_backbone(0.1, 0.05))):
@@ -192,7 +192,7 @@ def check_parameters(case, precision):
 
 
 def check_end_to_end(case, precision):
-    """From features in memory to the result file and its recall."""
+    """Check the way from features in memory to the result file and its recall."""
     model = build(case.config["model"])
     variables = variables_of(case, model)
     records, results = case.manifest["records_in_order"], []

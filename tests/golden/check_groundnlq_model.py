@@ -20,7 +20,7 @@ def channels_first(array):
 
 
 def build(wanted, drop_path=0.1):
-    """The model of a case's `config.model`."""
+    """Return the model of a case's `config.model`."""
     layers, text, stem, cross, plain = wanted["backbone_arch"]
     windows = wanted["n_mha_win_size"]
     windows = windows if isinstance(windows, list) else [windows]
@@ -49,7 +49,7 @@ def build(wanted, drop_path=0.1):
 
 
 def abstract(model, wanted):
-    """Shapes of the model's variables."""
+    """Return the shapes of the model's variables."""
     video = jax.ShapeDtypeStruct((1, wanted["max_seq_len"], wanted["input_vid_dim"]), jnp.float32)
     text = jax.ShapeDtypeStruct((1, 4, wanted["input_txt_dim"]), jnp.float32)
     masks = [jax.ShapeDtypeStruct(x.shape[:2], bool) for x in (video, text)]
@@ -57,7 +57,7 @@ def abstract(model, wanted):
 
 
 def variables_of(case, model):
-    """The case's weights, checked against the model's own shapes; the options agree with the manifest's."""
+    """Return the case's weights as variables. Their shapes are checked, and the options against the manifest's."""
     source = names.state_dict({"state_dict": case.weights()})
     options = names.model_options(source)["model"]
     wanted = case.config["model"]
@@ -67,7 +67,7 @@ def variables_of(case, model):
 
 
 def padded(arrays, length):
-    """`[C, t]` each -> `[B, length, C]`, and which positions exist."""
+    """Return arrays `[C, t]` as one array `[B, length, C]`, and the mask of existing positions, `[B, length]`."""
     out = np.zeros((len(arrays), length, arrays[0].shape[0]), np.float32)
     for row, array in zip(out, arrays, strict=True):
         row[: array.shape[1]] = array.T
@@ -75,7 +75,7 @@ def padded(arrays, length):
 
 
 def batch_of(case, prefix="in/"):
-    """What the model takes: videos padded to `max_seq_len`, questions to the longest."""
+    """Return the model's inputs: videos padded to `max_seq_len`, questions to the longest one."""
     numbers = range(len(case.manifest["lengths"]))
     video, mask = padded([case[f"{prefix}feats_{n}"] for n in numbers], case.config["model"]["max_seq_len"])
     text = [case[f"{prefix}query_feats_{n}"] for n in numbers]
@@ -86,7 +86,7 @@ def batch_of(case, prefix="in/"):
 
 @functools.lru_cache
 def forward(model, watched=False):
-    """The jitted model; watched, blocks and the neck are given too."""
+    """Return the jitted model. If `watched` is true, it also returns the outputs of the blocks and of the neck."""
     if not watched:
         return jax.jit(lambda variables, batch: model.apply(variables, **batch))
 
@@ -120,7 +120,7 @@ def check_forward(case, precision):
 
 
 def our_block(name):
-    """backbone.vid_stem.0 -> video_stem_0"""
+    """Return our name of a block: `backbone.vid_stem.0` becomes `video_stem_0`."""
     _, part, number = name.split(".")
     return {"txt_stem": "text_stem", "vid_stem": "video_stem", "branch": "pyramid"}[part] + f"_{number}"
 
@@ -177,7 +177,7 @@ def check_position_table(case, precision):
 
 
 def check_text_padding(case, precision):
-    """As the reference batches, and in arrays of one size with the batch's longest question marked."""
+    """Check padding as in the reference's batches, and in arrays of fixed size with the longest question's extent."""
     model = build(case.config["model"])
     variables = variables_of(case, model)
     video, mask = padded([case["in/feats"]], case.config["model"]["max_seq_len"])

@@ -18,7 +18,7 @@ from vlm_jax.train.schedule import make_schedule
 
 
 def assert_close(ours, reference, tolerance, name=""):
-    """Every number within `atol + rtol * |reference|`."""
+    """Assert that every number is within `atol + rtol * |reference|` of the reference."""
     ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
     assert ours.shape == reference.shape, f"{name}: shape {ours.shape}, expected {reference.shape}"
     allowed = tolerance.get("atol", 0) + tolerance.get("rtol", 0) * np.abs(reference)
@@ -65,7 +65,7 @@ def check_label_assignment(case, precision):
 
 
 def check_nms(case, precision):
-    """The smaller set is padded to the size of the larger, so that both share what is compiled."""
+    """Check suppression, with the smaller set padded to the size of the larger: both share one compiled program."""
     out = case.tolerance["out"]
     padded = len(case["in/medium/scores"])
     for size in ("small", "medium"):
@@ -103,7 +103,10 @@ def soft(segments, scores, mask, decay, **options):
 
 
 def check_operator(name, segments, scores, every, alone, tolerance):
-    """`hard_iou0.1/index` and `soft_method2_sigma0.5_min0.001_iou0.1/index`, with its `dets`."""
+    """Check one call of a suppression operator.
+
+    Names are such as `hard_iou0.1/index`, or `soft_method2_sigma0.5_min0.001_iou0.1/index` with its `dets`.
+    """
     parts = name.removesuffix("/index").split("_")
     values = {part.rstrip("0123456789."): float(part.lstrip("abcdefghijklmnopqrstuvwxyz")) for part in parts[1:]}
     if parts[0] == "hard":
@@ -120,7 +123,7 @@ def check_operator(name, segments, scores, every, alone, tolerance):
 
 
 def kept(found, classes, settings):
-    """The reference's batched suppression under its settings, without padding."""
+    """Return the moments that suppression keeps under the reference's settings, without padding."""
     options = Decoding(
         suppression="soft" if settings["use_soft_nms"] else "hard",
         min_score=settings["min_score"],
@@ -138,7 +141,7 @@ def without_padding(moments):
 
 
 def decoding(settings, video):
-    """Our options from the reference's `test_cfg` and a video's grid."""
+    """Return our options for the reference's `test_cfg` and a video's grid."""
     return Decoding(
         score_threshold=settings["pre_nms_thresh"],
         candidates_per_level=settings["pre_nms_topk"],
@@ -206,7 +209,7 @@ def check_ensemble(case, precision):
 
 
 def schedule_of(wanted, steps_per_epoch):
-    """Our schedule from the reference's optimiser section."""
+    """Return our schedule for the reference's optimiser section."""
     config = base_config().schedule
     warmup = wanted["warmup_epochs"] if wanted["warmup"] else 0
     config.name, config.learning_rate = wanted["schedule_type"], wanted["learning_rate"]

@@ -33,7 +33,7 @@ def channels_first(array):
 
 
 def limit(case, precision, name=""):
-    """The manifest's tolerance for an array."""
+    """Return the manifest's tolerance for an array."""
     tolerance = case.tolerance[f"{precision}_run"]
     if not isinstance(tolerance, dict):
         return tolerance
@@ -47,7 +47,10 @@ def assert_close(case, precision, name, ours):
 
 
 def assert_many_close(case, precision, prefix, ours):
-    """One number a parameter: each within the float64 tolerance, or medians and worst ones as the manifest words it."""
+    """Assert that one number per parameter agrees with the reference.
+
+    The manifest gives either a tolerance for every number, or a text that bounds the median and the worst error.
+    """
     reference = case.group(prefix)
     assert reference.keys() <= ours.keys(), f"missing {sorted(reference.keys() - ours.keys())[:3]}"
     errors = {name: relative_error(ours[name], value) for name, value in reference.items()}
@@ -63,7 +66,7 @@ def assert_many_close(case, precision, prefix, ours):
 
 @functools.lru_cache
 def task(source_key, batch, candidates, groups, frames, size, optimizer="adam"):
-    """The task for a checkpoint's sizes, and a function for loss, gradients and outputs in train mode.
+    """Return the task for a checkpoint's sizes, and a function for loss, gradients and outputs in train mode.
 
     It is compiled once for all cases that share the sizes.
     """
@@ -75,7 +78,7 @@ def task(source_key, batch, candidates, groups, frames, size, optimizer="adam"):
     made, tower = make_task(config), make_model(config).video
 
     def everything(params, state, batch, key):
-        # A constant, so that the compiler sees one forward pass and not two.
+        # With a constant flip, the compiler can share one forward pass between the two calls.
         batch = {**batch, "flip": jnp.zeros(len(batch["video"]), bool)}
         own = {"params": params["video"], "batch_stats": state["batch_stats"]["video"]}
         outputs, _ = tower.apply(own, to_unit(batch["video"]), True, mutable=["batch_stats"])
@@ -85,7 +88,7 @@ def task(source_key, batch, candidates, groups, frames, size, optimizer="adam"):
 
 
 def training(case, precision, groups=1):
-    """Task, gradient function, variables and batch of a training case."""
+    """Return task, gradient function, parameters, model state and batch of a training case."""
     source = case.weights()
     options = names.model_options(source)
     key = tuple(tuple(sorted(options[section].items())) for section in ("model", "text"))
@@ -100,13 +103,13 @@ def training(case, precision, groups=1):
 
 
 def by_reference_name(params, shapes):
-    """A tree like the parameters, under the reference's names and layout; what it lacks is filled with zeros."""
+    """Return a tree like the parameters under the reference's names and layout, with zeros for missing collections."""
     empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     return names.to_state_dict({**empty, "params": jax.device_get(params)})
 
 
 def in_precision(checker):
-    """Runs a checker with float64 switched on where it is wanted."""
+    """Return a checker that enables float64 where the precision asks for it."""
 
     @functools.wraps(checker)
     def run(case, precision):
@@ -173,7 +176,7 @@ def check_train_step(case, precision):
 
 
 def check_train_outputs(case, precision, outputs):
-    """Embeddings and stages in train mode."""
+    """Check embeddings and stages in train mode."""
     assert_close(case, precision, "out/video_embd", outputs["video_embedding"])
     for stage in {name.split("/")[0] for name in case.group("out/stage/")}:
         value = channels_first(outputs["stages"][stage])
@@ -183,15 +186,15 @@ def check_train_outputs(case, precision, outputs):
 
 @in_precision
 def check_ddp(case, precision):
-    """Per-process statistics as groups; the optimiser's gradient; running statistics of group 0, twice."""
+    """Check groups against the reference's processes: gradient, and running statistics of group 0 after two passes."""
     groups = case.config["world_size"]
     made, gradient, params, state, batch = training(case, precision, groups)
     (loss, aux), gradients, outputs = gradient(params, state, batch, jax.random.key(0))
     assert_close(case, precision, "loss/milnce", loss)
     check_gradients(case, precision, gradients, made.abstract_variables())
     check_train_outputs(case, precision, outputs)
-    # Ours are group 0's statistics, so another rank's appear when its examples come first. Every rank starts its second
-    # forward from rank 0's.
+    # Our running statistics are those of group 0. A rotated batch puts another rank's examples first. Every rank starts
+    # its second forward pass from the statistics of rank 0.
     for rank in range(groups):
         turned = jax.tree.map(lambda leaf, rank=rank: jnp.roll(leaf, -rank * len(leaf) // groups, 0), batch)
         for begin, kind in ((state, "state"), (aux.model_state, "state_after_second_forward")):
@@ -262,7 +265,7 @@ def check_space_to_depth(case, precision):
 
 
 def gradient_error(ours, reference):
-    """Relative error; arrays that are zero but for rounding are compared absolutely."""
+    """Return the relative error, or a scaled absolute error where the reference is zero except for rounding."""
     if np.abs(reference).max() < 1e-6:
         return np.abs(np.asarray(ours) - reference).max() / 1e-6 * 1e-5
     return relative_error(ours, reference)

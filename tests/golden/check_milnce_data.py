@@ -72,7 +72,7 @@ def check_tokenise(case, precision):
 
 
 def check_fps_sampling(case, precision, tmp="/tmp"):
-    """Through the decoder itself, on lossless videos whose frames show their number, and through the rule alone."""
+    """Check frames by decoding lossless videos whose frames show their number, and by the sampling rule alone."""
     import tempfile
     from pathlib import Path
 
@@ -95,7 +95,7 @@ def check_fps_sampling(case, precision, tmp="/tmp"):
 
 
 def numbered_frames(count):
-    """Frames [N, 16, 96, 3] whose columns spell their number plus one in bits."""
+    """Return frames `[N, 16, 96, 3]` whose columns show the bits of their number plus one."""
     frames = np.zeros((count, 16, 96, 3), np.uint8)
     for number in range(count):
         for bit in range(12):
@@ -105,7 +105,7 @@ def numbered_frames(count):
 
 
 def frame_number(frame):
-    """The number that a frame shows; -1 for a black one."""
+    """Return the number that a frame shows, -1 for a black frame."""
     bits = frame[8, 4::8, 0] > 127
     return int(sum(1 << bit for bit, value in enumerate(bits) if value)) - 1
 
@@ -132,7 +132,7 @@ def check_retrieval_metrics(case, precision):
 
 
 def check_retrieval_protocol(case, precision):
-    """Through the evaluator's own scoring."""
+    """Check retrieval through the evaluator's own scoring."""
     config = configs.load("configs/milnce_quickstart.py")
     evaluator = make_task(config).evaluators["clips"]
     outputs = {"video": case["in/window_video_embeddings"].mean(1), "text": case["in/text_embeddings"]}

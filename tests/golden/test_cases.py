@@ -1,4 +1,4 @@
-"""How cases find their checkers."""
+"""Tests of the search for a golden case's checker."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Runs every golden case of a folder: pytest tests/golden [--golden DIR]. A case without a checker fails."""
+"""Tests of every golden case of a folder: pytest tests/golden [--golden DIR]. A case without a checker fails."""
 
 import importlib
 import importlib.util
@@ -8,7 +8,7 @@ import pytest
 
 
 def checkers(system):
-    """Those of `check_SYSTEM.py`, found by its name; none where there is no such file."""
+    """Return the checkers of `check_SYSTEM.py` by case, none if there is no such file."""
     name = f"check_{system}"
     return importlib.import_module(name).CHECKERS if importlib.util.find_spec(name) else {}
 
@@ -33,11 +33,11 @@ def check(path, precision):
 
 
 def test_golden(path):
-    """In float64 where the manifest gives a tolerance for it, else in float32."""
+    """Check in float64 where the manifest gives a tolerance for it, else in float32."""
     check(path, "float64" if "float64_run" in cases.Case(path).tolerance else "float32")
 
 
 @pytest.mark.slow
 def test_golden_in_float32(path):
-    """The float32 twin of the cases that are checked in float64."""
+    """Check in float32 the cases that `test_golden` checks in float64."""
     check(path, "float32")
