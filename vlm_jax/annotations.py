@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from vlm_jax.errors import UserError
 
 LATE = 1.0
-"""Time by which a moment may end after its video, seconds; durations differ that much between annotators' players."""
+"""Time by which a moment may end after its video, seconds; annotators' players and durations differ by that much."""
 SEGMENT = 5.0
 """Length of a segment of DiDeMo, seconds."""
 TACOS_FPS = 29.4

@@ -41,7 +41,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         raise ValueError(f"{packed} bytes claim to unpack to {member.file_size}")
     try:
         stream = archive.open(member)
-    except Exception as error:  # another method of packing, a password, a header that does not fit
+    except Exception as error:  # such as another compression method, a password, or a header that does not fit
         raise ValueError(f"damaged ({type(error).__name__}: {error})") from None
     with stream:
         return _read(stream, member.file_size)

@@ -179,7 +179,7 @@ def describe(config: ConfigDict) -> None:
 
 
 def adopt(config: ConfigDict, trained: ConfigDict) -> None:
-    """Copy the keys that training data decide from the config of a checkpoint of the same system."""
+    """Copy the keys that training data decide from a checkpoint's config, if both are of the same system."""
     if trained.task == config.task:
         flat = trained.to_dict()
         keys = getattr(system_module(config.task, "config"), "DESCRIBED", ())
@@ -380,7 +380,7 @@ def _made(path: str, variant: str) -> ConfigDict:
 
 
 def _parsed(text: str, current: object) -> object:
-    """Parse a text as a value of the same type as the current one; return None if it cannot be parsed."""
+    """Parse a text as a value that replaces the current one; return None if it cannot be parsed."""
     if isinstance(current, str):
         return text
     # A sequence of names may be given as one bare name, such as a path.

@@ -22,7 +22,7 @@ MAX_DEPTH = 64
 _FREE, _FACTOR = 1 << 20, 16  # bytes that every file may take in memory, and further bytes per byte of the file
 _ENTRY = 64  # bytes charged for an entry of a dict or set
 _LARGE_READ = 1 << 16  # bytes; for shorter reads, a check of the position in the file costs more than it saves
-_MAX_DIMENSIONS = 64  # numpy's limit for an array
+_MAX_DIMENSIONS = 64  # axes that a numpy array may have
 
 Names = Mapping[tuple[str, str], Any]
 
@@ -45,7 +45,8 @@ class Budget:
     def __init__(self, file_size: int) -> None:
         self.file_size = file_size
         self._limit = self._left = _FREE + _FACTOR * file_size
-        self._measures: dict[int, tuple[Any, int, int]] = {}  # id -> the object, which keeps its id; depth; size
+        # id -> (object, depth, size). The object is held so that its id is not reused.
+        self._measures: dict[int, tuple[Any, int, int]] = {}
 
     def take(self, size: int) -> None:
         """Charge a number of bytes or elements.
@@ -80,7 +81,8 @@ class Budget:
         Raises:
           TorchFileError: if one of the checks fails.
         """
-        measures: dict[int, tuple[int, int] | None] = {}  # of containers; None while their parts are visited
+        # id of a container -> (depth, size), or None while its parts are visited
+        measures: dict[int, tuple[int, int] | None] = {}
         pending = [(tree, False)] if _is_container(tree) else []
         while pending:
             container, visited = pending.pop()

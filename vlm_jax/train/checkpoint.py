@@ -146,7 +146,7 @@ class Checkpoints:
     def restore(self, state: TrainState, batch_size: int, say: Callable[[str], None]) -> tuple[TrainState, int]:
         """Return the state and the data position of the newest checkpoint that is not damaged.
 
-        The folder of every damaged checkpoint after it is renamed to `STEP.damaged`.
+        The folders of newer checkpoints, which are damaged, are renamed to `STEP.damaged`.
 
         Args:
           state: Shapes, types and shardings of the state to restore.
@@ -217,7 +217,7 @@ def save_variables(path: Path, variables: Variables, origin: Mapping[str, Any]) 
     Args:
       path: New or empty folder.
       variables: Variables of a model.
-      origin: JSON values that say where the variables come from.
+      origin: Origin of the variables, as JSON values.
 
     Raises:
       CheckpointError: if `path` is not empty or cannot be written.

@@ -1,4 +1,4 @@
-"""Checksums of arrays, which do not depend on how the arrays are sharded over devices and processes.
+"""Checksums of arrays, independent of the sharding over devices and processes.
 
 The checksum of an array is a sum modulo 2^32 over its 32-bit words; a narrower element counts as one word. Every word
 is multiplied by an odd number that depends on its position. Integer sums are the same in any order, so XLA adds up the

@@ -169,7 +169,7 @@ def _stream(
             "variables": fingerprint(variables),
         }
     )
-    # All devices take part in a batch, so all processes compute a batch again that one of them lacks.
+    # All devices take part in a batch. If one process lacks a batch, all processes compute it again.
     done = int(np.min(multihost_utils.process_allgather(np.asarray(written))))
     data.restore(done * batch_size)
     found = predict_batches(evaluator.predict_fn, variables, data, mesh=mesh)

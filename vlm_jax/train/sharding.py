@@ -163,7 +163,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def replicate(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """Put a copy of every leaf on each device of the mesh, or on the default device where there is no mesh.
+    """Put a copy of every leaf on each device of the mesh, or on the default device if there is no mesh.
 
     A leaf that is on exactly the devices of the mesh already is returned unchanged. All processes pass the same values.
     """
