@@ -1,4 +1,4 @@
-"""Sentences and the moments that they describe, from the forms of several data sets; plain Python.
+"""Sentences and the moments that they describe, read from the formats of several data sets; plain Python.
 
     tacos         JSON {video: {timestamps (frames), sentences, fps, num_frames}}, as 2D-TAN distributes it
     tacos_raw     TACoS as published: a folder of VIDEO.aligned.tsv (`START END ...` in frames, sentences from the
@@ -6,10 +6,10 @@
     charades      Charades-STA, lines `VIDEO START END##sentence` (seconds); durations from the csv of Charades
     activitynet   ActivityNet Captions, JSON {video: {duration, timestamps (seconds), sentences}}
     didemo        JSON list of {annotation_id, description, video, times (pairs of 5-second segments), num_segments}
-    qvhighlights  a JSON a line {qid, query, duration, vid, relevant_windows}; also what lighthouse distributes
-    jsonl         a JSON a line, our own: {qid, video, query, duration, spans, fps, frames}
+    qvhighlights  one JSON object per line {qid, query, duration, vid, relevant_windows}; also used by lighthouse
+    jsonl         one JSON object per line, our own: {qid, video, query, duration, spans, fps, frames}
 
-All become `Query`. What cannot be used is left out, and listed with its reason.
+Every annotation becomes a `Query`. Annotations that cannot be used are left out and listed with the reason.
 """
 
 import csv
@@ -23,33 +23,33 @@ from typing import Any, NamedTuple
 from vlm_jax.errors import UserError
 
 LATE = 1.0
-"""Seconds by which a moment may outlast its video: annotators' players and durations differ by that much."""
+"""Time by which a moment may end after its video, seconds; annotators' players and durations differ by that much."""
 SEGMENT = 5.0
-"""Seconds of a segment of DiDeMo."""
+"""Length of a segment of DiDeMo, seconds."""
 TACOS_FPS = 29.4
-"""Frames per second of TACoS's videos."""
+"""Frame rate of the videos of TACoS, frames per second."""
 ALIGNED = ".aligned.tsv"
-"""Ending of TACoS's files of one video."""
+"""Ending of the TACoS files that belong to one video."""
 
 Spans = tuple[tuple[float, float], ...]
 
 
 class AnnotationError(UserError):
-    """A file of annotations that cannot be used; one line naming it."""
+    """File of annotations that cannot be used; one line naming it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """A sentence and what it describes.
+    """Sentence and the moments that it describes.
 
     Attributes:
-      qid: Its name, of its own within the file.
-      video: Its video's name.
-      query: The sentence.
-      duration: Of the video, seconds; 0 where it is not known.
-      spans: Start and end of each moment, seconds; several are alternatives, none where they are not published.
-      fps: Frames per second of `frames`; 0 where there are none.
-      frames: The same moments in frames, where the data set counts in them.
+      qid: Name of the query, unique within the file.
+      video: Name of the video.
+      query: Sentence.
+      duration: Duration of the video, seconds; 0 if unknown.
+      spans: Start and end of each moment, seconds. Several moments are alternatives; none if they are not published.
+      fps: Frames per second of `frames`; 0 if there are none.
+      frames: Start and end of each moment in frames, for data sets that count in frames.
     """
 
     qid: str
@@ -62,7 +62,13 @@ class Query:
 
 
 class Fault(NamedTuple):
-    """A query that is left out: its name, the reason (the same for all alike), and what was found."""
+    """Query that is left out.
+
+    Attributes:
+      item: Name of the query.
+      reason: Reason in a few words, the same for all queries with this problem.
+      detail: Description of what was found.
+    """
 
     item: str
     reason: str
@@ -70,22 +76,22 @@ class Fault(NamedTuple):
 
 
 class Annotations(NamedTuple):
-    """The queries of a file in their order, and what is left out."""
+    """Queries of a file in their order, and those that are left out."""
 
     queries: list[Query]
     faults: list[Fault]
 
 
 def read(path: str | Path, form: str = "jsonl", durations: str | Path | None = None) -> Annotations:
-    """Reads a file of one of `FORMS`.
+    """Read a file of annotations.
 
     Args:
-      path: The file; for `tacos_raw` also the folder of its files.
+      path: File to read; for `tacos_raw` also the folder of its files.
       form: One of `FORMS`.
-      durations: For `charades`: a csv file with the columns `id` and `length` (seconds).
+      durations: Csv file with the columns `id` and `length` (seconds), for `charades` only.
 
     Raises:
-      AnnotationError: for a file that is missing, or of another form altogether.
+      AnnotationError: if a file is missing or has another form, or none of its annotations can be used.
     """
     path = Path(path)
     if form not in FORMS:
@@ -127,7 +133,7 @@ def _read_text(path: Path) -> str:
 
 
 def _aligned_files(folder: Path) -> list[Path]:
-    """TACoS's files in a folder, in order of their names."""
+    """Return the TACoS files of a folder, sorted by name."""
     files = sorted(path for path in folder.iterdir() if path.name.endswith(ALIGNED))
     if not files:
         raise AnnotationError(f"{folder}: no VIDEO{ALIGNED} there")
@@ -135,13 +141,13 @@ def _aligned_files(folder: Path) -> list[Path]:
 
 
 def write(path: str | Path, queries: Iterable[Query]) -> None:
-    """Writes queries in our own form, `jsonl`."""
+    """Write queries in our own form, `jsonl`."""
     lines = [json.dumps(dataclasses.asdict(query), ensure_ascii=False) + "\n" for query in queries]
     Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 def _fault(query: Query, seen: set[str]) -> Fault | None:
-    """The first thing that is wrong with a query."""
+    """Return the first fault of a query, None if there is none; `seen` has the names of all queries before it."""
 
     def fault(reason: str, detail: str) -> Fault:
         return Fault(query.qid, reason, detail)
@@ -170,11 +176,11 @@ def _fault(query: Query, seen: set[str]) -> Fault | None:
 
 
 Items = Iterator[tuple[str, Callable[[], Query]]]
-"""A name for messages, and what makes the query or fails."""
+"""Names for messages, each with a function that makes the query or raises."""
 
 
 def _by_video(path: Path, text: str, make: Callable[[str, Mapping, int], Query]) -> Items:
-    """Queries of `{video: {timestamps, sentences, ...}}`, called VIDEO#NUMBER."""
+    """Yield the queries of `{video: {timestamps, sentences, ...}}`, with names VIDEO#NUMBER."""
     content = _json(path, text)
     if not isinstance(content, dict):
         raise AnnotationError(f"{path}: expected a JSON object by video, found a {type(content).__name__}")
@@ -208,7 +214,7 @@ def _tacos_raw(path: Path, text: str, lengths: Mapping[str, float]) -> Items:
     for line, row in enumerate(csv.reader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE), start=1):
         if not row:
             continue
-        # Columns between the frames and the sentences say which activity it is; some annotators wrote nothing.
+        # The columns between the frames and the sentences have the activity; some annotators wrote no sentence.
         sentences = [sentence for sentence in row[6:] if sentence.strip()] if aligned else row[1:2]
         for sentence in sentences or [""]:
 
@@ -257,7 +263,7 @@ def _didemo(path: Path, text: str, lengths: Mapping[str, float]) -> Items:
     for number, entry in enumerate(content):
 
         def make(entry: Any = entry) -> Query:
-            # Numbers of the first and the last segment, both included.
+            # `times` has the numbers of the first and the last segment, both inclusive.
             spans = tuple((first * SEGMENT, (last + 1) * SEGMENT) for first, last in _spans(entry.get("times", [])))
             duration = SEGMENT * entry.get("num_segments", 6)
             name = str(entry["annotation_id"])
@@ -314,7 +320,11 @@ def _text(value: Any) -> str:
 
 
 def _spans(pairs: Any) -> Spans:
-    """Pairs of numbers."""
+    """Convert pairs of numbers to spans.
+
+    Raises:
+      ValueError: if a pair does not have two numbers.
+    """
     found = tuple(tuple(float(edge) for edge in pair) for pair in pairs)
     wrong = next((pair for pair in found if len(pair) != 2), None)
     if wrong is not None:
@@ -323,10 +333,10 @@ def _spans(pairs: Any) -> Spans:
 
 
 def _durations(path: Path) -> dict[str, float]:
-    """Seconds by video.
+    """Read the durations of videos, in seconds, by name.
 
     Raises:
-      AnnotationError: where the file has no such columns or a length is no number.
+      AnnotationError: if the file cannot be read, lacks a column, or has a length that is not a number.
     """
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:

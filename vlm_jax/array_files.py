@@ -1,4 +1,4 @@
-"""Numbers in `.npy` files and `.npz` archives of strangers: what a file claims is checked before memory is taken."""
+"""Reading of arrays from untrusted `.npy` files and `.npz` archives: claimed sizes are checked before allocating."""
 
 import math
 import os
@@ -9,8 +9,8 @@ from typing import BinaryIO
 import numpy as np
 
 NUMBERS = "biuf"
-"""Kinds of numpy types that are read: bool, whole and real numbers."""
-_FREE, _FACTOR = 1 << 26, 100  # bytes that any member may unpack to, and bytes for each packed byte
+"""Kinds of numpy types that are read: booleans, integers and floating-point numbers."""
+_FREE, _FACTOR = 1 << 26, 100  # bytes that any member may unpack to, and further bytes per packed byte
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -18,22 +18,22 @@ def load_array(path: str | Path, rows: np.dtype | None = None) -> np.ndarray:
     """Return the array of a `.npy` file.
 
     Args:
-      path: The file.
-      rows: The type of its rows where they have named columns; numbers if not given.
+      path: File to read.
+      rows: Structured type of the rows, if they have named columns; else the file must hold numbers.
 
     Raises:
-      ValueError: where it is damaged, claims more than it holds, or holds something else than numbers `[N, ...]`.
-      OSError: where it cannot be read.
+      ValueError: if the file is damaged, claims more than it holds, or holds something other than numbers `[N, ...]`.
+      OSError: if it cannot be read.
     """
     with open(path, "rb") as stream:
         return _read(stream, os.fstat(stream.fileno()).st_size, rows)
 
 
 def read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    """Return the array of a `.npz` archive's member, whose name ends in `.npy`.
+    """Return the array of a member of a `.npz` archive; `name` ends in `.npy`.
 
     Raises:
-      ValueError: as `load_array` does, and where it unpacks to far more than it takes in the archive.
+      ValueError: in the cases of `load_array`, or if the member unpacks to far more than it takes in the archive.
     """
     member = archive.getinfo(name)
     packed = min(member.compress_size, archive.start_dir)
@@ -41,14 +41,18 @@ def read_member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         raise ValueError(f"{packed} bytes claim to unpack to {member.file_size}")
     try:
         stream = archive.open(member)
-    except Exception as error:  # another method of packing, a password, a header that does not fit
+    except Exception as error:  # such as another compression method, a password, or a header that does not fit
         raise ValueError(f"damaged ({type(error).__name__}: {error})") from None
     with stream:
         return _read(stream, member.file_size)
 
 
 def check_numbers(array: np.ndarray) -> np.ndarray:
-    """Return an array unchanged; raises ValueError unless it holds real numbers `[N, ...]`."""
+    """Return an array unchanged if it holds real numbers `[N, ...]`.
+
+    Raises:
+      ValueError: if it does not.
+    """
     if array.dtype.kind not in NUMBERS and array.dtype.name != "bfloat16":
         raise ValueError(f"holds {array.dtype}, expected real numbers")
     if not array.ndim:
@@ -57,7 +61,7 @@ def check_numbers(array: np.ndarray) -> np.ndarray:
 
 
 def _read(stream: BinaryIO, size: int, rows: np.dtype | None = None) -> np.ndarray:
-    """The array of a stream of `size` bytes."""
+    """Return the array of a stream of `size` bytes."""
     try:
         version = np.lib.format.read_magic(stream)
         if version not in _HEADERS:

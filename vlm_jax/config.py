@@ -18,11 +18,11 @@ from vlm_jax.errors import ConfigError, UserError
 from vlm_jax.files import write_atomically, write_json
 
 SYSTEMS = "vlm_jax.systems"
-"""Package whose packages are the systems."""
+"""Package that has one subpackage per system."""
 
 
 MAY_CHANGE = ("steps", "epochs", "log_every", "debug_nans", "checkpoint", "evaluate", "mesh")
-"""Keys and sections that may differ when a run is resumed; a system's config module may name its own."""
+"""Keys and sections that may change when a run is resumed; a system's config module may name its own."""
 
 
 def system_names() -> list[str]:
@@ -43,33 +43,35 @@ def system_module(system: str, name: str) -> ModuleType:
 
 
 def base_config() -> ConfigDict:
-    """The keys that all configs share, with their defaults. Not locked: a config adds its own."""
+    """Return the keys that all configs share, with their defaults; not locked, as a config adds its own keys."""
     return ConfigDict(
         {
             "task": "",
             "seed": 1,
-            # The global batch and, in examples, what the reference's processes did apart from one another.
+            # Number of examples per global batch, and number of groups of it that are computed separately, as the
+            # processes of a reference implementation did.
             "batch_size": 1,
             "batch_groups": 1,
-            # One of the two: 0 means the other one rules.
+            # Length of the run, as one of the two; the other one is 0.
             "steps": 0,
             "epochs": 0,
-            # Where a new run's variables come from: paths, 'released:NAME', or mappings of the fields of
-            # `train.initialise.Source`. What no source gives must be named by a pattern that leaves it fresh.
+            # Sources of a new run's variables: paths, 'released:NAME', or mappings with the fields of
+            # `train.initialise.Source`. A variable that no source gives must match a pattern that leaves it fresh.
             "init_from": (),
-            # Regexes on 'a/b/kernel', or with the collection on 'batch_stats/a/b/mean': what stays fresh in any case.
+            # Regular expressions for variables that stay fresh in any case. They are matched with names such as
+            # 'a/b/kernel', and with the collection, as in 'batch_stats/a/b/mean'.
             "init_fresh": (),
             "log_every": 10,
             "debug_nans": False,
             "matmul_precision": "default",
-            # Batches of noise in the right shapes instead of data: for smoke runs and benchmarks.
+            # If true, batches are noise in the right shapes instead of data, for smoke runs and benchmarks.
             "data": {"synthetic": False},
             "optimizer": {
                 "name": "adam",
                 "b1": 0.9,
                 "b2": 0.999,
                 "epsilon": 1e-8,
-                # Of adam and adamw: epsilon joins sqrt(v) before the corrections of the first steps, not after them.
+                # If true, adam and adamw add epsilon to sqrt(v) before bias correction, not after it.
                 "epsilon_before_correction": False,
                 "momentum": 0.9,
                 "nesterov": False,
@@ -77,7 +79,7 @@ def base_config() -> ConfigDict:
                 "clip_norm": 0.0,
                 "ema_decay": 0.0,
                 "ema_after_init_from": False,
-                # [[regex on 'a/b/kernel', learning-rate factor, weight decay], ...]; the first match wins.
+                # [[regular expression on 'a/b/kernel', learning-rate factor, weight decay], ...]; the first match wins.
                 "groups": [],
             },
             "schedule": {
@@ -109,10 +111,10 @@ def base_config() -> ConfigDict:
 
 
 def load(reference: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Loads `path.py[:variant]`, applies `--config.a.b=value` overrides and locks the result.
+    """Load `path.py[:variant]`, apply `--config.a.b=value` overrides and lock the result.
 
     Raises:
-      ConfigError: for a missing file or variant, an unknown key or a value of another type.
+      ConfigError: if the file or variant is missing, a key is unknown, or a value has another type or is impossible.
     """
     path, _, variant = reference.partition(":")
     config = _made(path, variant)
@@ -124,21 +126,21 @@ def load(reference: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def sibling(file: str, name: str, variant: str = "") -> ConfigDict:
-    """The config of another file of the folder, not locked: for one that differs from it in a few keys.
+    """Return the config of another file of the folder, not locked, for a config that differs from it in a few keys.
 
     Args:
-      file: `__file__` of the config that asks.
-      name: Such as 'groundnlq_scratch.py'.
-      variant: Of the other one.
+      file: `__file__` of the calling config.
+      name: Name of the other file, such as 'groundnlq_scratch.py'.
+      variant: Variant of the other config.
     """
     return _made(str(Path(file).parent / name), variant)
 
 
 def apply_override(config: ConfigDict, override: str) -> None:
-    """Applies one `--config.a.b=value`.
+    """Apply one override `--config.a.b=value`.
 
     Raises:
-      ConfigError: where it has no `=`, names a key that the config has not, or gives a value of another type.
+      ConfigError: if it has no `=`, names a key that the config does not have, or gives a value of another type.
     """
     key, equals, text = override.removeprefix("--config.").partition("=")
     if not override.startswith("--config.") or not equals or not key:
@@ -164,12 +166,12 @@ def apply_override(config: ConfigDict, override: str) -> None:
 
 
 def describe(config: ConfigDict) -> None:
-    """Write into a config what its training data say about themselves: widths, strides, rates, sources of features.
+    """Set the keys of a config that its training data decide: widths, strides, rates, sources of features.
 
-    Does nothing for synthetic batches, for a system whose data decide no key, and where no data lie yet.
+    Synthetic batches, a system whose data decide no key, and missing data leave the config unchanged.
 
     Raises:
-      DataError: for data whose protocol is damaged.
+      DataError: if the protocol of the data is damaged.
     """
     module = system_module(config.task, "config")
     if hasattr(module, "describe") and not config.data.synthetic:
@@ -177,7 +179,7 @@ def describe(config: ConfigDict) -> None:
 
 
 def adopt(config: ConfigDict, trained: ConfigDict) -> None:
-    """Take over what the training data of a checkpoint said about themselves from its config."""
+    """Copy the keys that training data decide from a checkpoint's config, if both are of the same system."""
     if trained.task == config.task:
         flat = trained.to_dict()
         keys = getattr(system_module(config.task, "config"), "DESCRIBED", ())
@@ -196,17 +198,17 @@ def set_keys(config: ConfigDict, values: Mapping[str, Any]) -> None:
 
 
 def _at(tree: Mapping[str, Any], key: str) -> Any:
-    """The value of a key such as 'model.dim', None where a config of an earlier version lacks it."""
+    """Return the value of a key such as 'model.dim'; None if a config of an earlier version lacks it."""
     section, _, leaf = key.rpartition(".")
     return (_at(tree, section) or {}).get(leaf) if section else tree.get(leaf)
 
 
 def starts_fresh(config: ConfigDict, name: str) -> bool:
-    """Return whether a variable may keep its initial value: nothing is read, or a pattern leaves it out.
+    """Return whether a variable may keep its initial value, as no source is read or a pattern leaves it fresh.
 
     Args:
-      config: Its keys `init_from` and `init_fresh`.
-      name: Such as 'text/word_embd'.
+      config: Config with the keys `init_from` and `init_fresh`.
+      name: Name of the variable, such as 'text/word_embd'.
     """
     patterns = list(config.init_fresh)
     for entry in config.init_from:
@@ -216,10 +218,10 @@ def starts_fresh(config: ConfigDict, name: str) -> bool:
 
 
 def check(config: ConfigDict) -> None:
-    """Checks what holds for every system.
+    """Check the values that are restricted for every system.
 
     Raises:
-      ConfigError: naming the key, what was found and what is possible.
+      ConfigError: naming the key, what was found and what was expected.
     """
     if config.task not in system_names():
         raise ConfigError(f"config.task: {config.task!r} is not one of {', '.join(system_names())}")
@@ -242,10 +244,14 @@ def check(config: ConfigDict) -> None:
 
 
 def changes(config: ConfigDict, run: ConfigDict) -> tuple[list[str], list[str]]:
-    """Return how a config differs from that of a run that it resumes, one text per key: what may change, what may not.
+    """Return the differences between a config and that of the run that it resumes, one line per key.
 
-    What may change are `MAY_CHANGE` and the system's own `MAY_CHANGE`: logging, evaluation, which checkpoints stay,
-    the length of the run, its devices, and where its data lie. Keys that only one of the two has are not compared.
+    Keys in `MAY_CHANGE`, here and in the system's config module, may change: logging, evaluation, the number of
+    checkpoints kept, the length of the run, its devices, and the paths of its data. Keys that only one of the two
+    configs has are not compared.
+
+    Returns:
+      Lines for keys that may change, and lines for keys that may not.
     """
     allowed, refused = [], []
     free = (*MAY_CHANGE, *getattr(system_module(config.task, "config"), "MAY_CHANGE", ()))
@@ -258,7 +264,7 @@ def changes(config: ConfigDict, run: ConfigDict) -> tuple[list[str], list[str]]:
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a tree by dotted key."""
+    """Return the values of a tree by dotted key."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping):
@@ -269,9 +275,9 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def carry_files(config: ConfigDict, folder: Path) -> None:
-    """Copy the small files that a run needs beside its data, such as a word list, into its folder.
+    """Copy small files that a run needs beside its data, such as a word list, into its folder.
 
-    These are the keys `CARRIED` of the system's config module; `find` uses the copies.
+    The keys `CARRIED` of the system's config module name them; `find` uses the copies.
     """
     for given, own in _carried(config, folder).values():
         if given.is_file() and not (own.is_file() and own.samefile(given)):
@@ -282,7 +288,7 @@ def check_carried_files(config: ConfigDict, folder: Path) -> None:
     """Check that the files of a config are those that a run began with.
 
     Raises:
-      ConfigError: for a file of other content.
+      ConfigError: if a file has other content.
     """
     for key, (given, own) in _carried(config, folder).items():
         if given.is_file() and own.is_file() and given.read_bytes() != own.read_bytes():
@@ -290,7 +296,13 @@ def check_carried_files(config: ConfigDict, folder: Path) -> None:
 
 
 def use_carried_files(config: ConfigDict, folder: Path, *, where_missing: bool = False) -> None:
-    """Name a run's own copies of files in its config: all, or those of files that are not where the config says."""
+    """Set the paths of files in a run's config to the run's own copies.
+
+    Args:
+      config: Config to change.
+      folder: Folder with the copies.
+      where_missing: If true, only paths that do not exist are changed.
+    """
     carried = _carried(config, folder).items()
     found = {key: str(own) for key, (given, own) in carried if own.is_file()}
     set_keys(
@@ -299,22 +311,22 @@ def use_carried_files(config: ConfigDict, folder: Path, *, where_missing: bool =
 
 
 def _carried(config: ConfigDict, folder: Path) -> dict[str, tuple[Path, Path]]:
-    """The file that a config names and the run's copy of it, by key."""
+    """Return the file that a config names and the path of the run's copy, by key."""
     keys = getattr(system_module(config.task, "config"), "CARRIED", ()) if config.task in system_names() else ()
     given = {key: _at(config, key) for key in keys}
     return {key: (Path(value), folder / f"{key}{Path(value).suffix}") for key, value in given.items() if value}
 
 
 def write(config: ConfigDict, path: Path) -> None:
-    """Writes the resolved config as JSON."""
+    """Write the resolved config as JSON."""
     write_json(path, config.to_dict())
 
 
 def read(path: Path) -> ConfigDict:
-    """Reads a config that `write` wrote.
+    """Read a config that `write` wrote.
 
     Raises:
-      ConfigError: where the file is missing or no JSON.
+      ConfigError: if the file is missing or not a JSON object.
     """
     try:
         content = json.loads(path.read_text())
@@ -330,10 +342,12 @@ def read(path: Path) -> ConfigDict:
 
 
 def find(checkpoint: Path) -> ConfigDict:
-    """The config.json of a checkpoint, in its folder or the nearest one above, with the run's own copies of files.
+    """Return the config of a checkpoint, with the run's own copies of files.
+
+    Its config.json lies in the checkpoint's folder or the nearest of the two above.
 
     Raises:
-      ConfigError: where there is none.
+      ConfigError: if there is no config.json.
     """
     for folder in (checkpoint, *checkpoint.absolute().parents[:2]):
         if (folder / "config.json").is_file():
@@ -354,7 +368,7 @@ def _made(path: str, variant: str) -> ConfigDict:
         spec.loader.exec_module(module)
     except UserError:
         raise
-    except Exception as error:  # whatever a person's file does wrong
+    except Exception as error:  # the user's file can raise anything
         said = (str(error).splitlines() or [""])[0]
         raise ConfigError(f"config {path}: cannot be loaded: {type(error).__name__}: {said}") from error
     if not hasattr(module, "get_config"):
@@ -366,7 +380,7 @@ def _made(path: str, variant: str) -> ConfigDict:
 
 
 def _parsed(text: str, current: object) -> object:
-    """The value that a text stands for in place of another one; None where it stands for none."""
+    """Parse a text as a value that replaces the current one; return None if it cannot be parsed."""
     if isinstance(current, str):
         return text
     # A sequence of names may be given as one bare name, such as a path.

@@ -1,4 +1,4 @@
-"""Values that a config cannot have, whatever the system: one rule per key or pattern of keys."""
+"""Rules for config values that hold for every system, by key or pattern of keys."""
 
 import fnmatch
 import math
@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 PRECISIONS = ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
-"""Names that `jax_default_matmul_precision` takes."""
+"""Values that `jax_default_matmul_precision` accepts."""
 TYPES = ("float16", "bfloat16", "float32", "float64")
 
 
 class Rule(NamedTuple):
-    """What the values of some keys have to be.
+    """Rule for the values of some keys.
 
     Attributes:
       keys: Patterns such as 'schedule.warmup_*', separated by spaces.
-      expected: In words, for the error.
-      holds: Tells whether a value is possible.
+      expected: Description of the possible values, for the error.
+      holds: Function that returns whether a value is possible.
     """
 
     keys: str
@@ -26,7 +26,7 @@ class Rule(NamedTuple):
 
 
 def _number(low: float, high: float = math.inf, *, below: bool = False) -> Callable[[Any], bool]:
-    """A finite number from `low` to `high`, or with `below` less than `high`."""
+    """Return a check for a finite number from `low` to `high`; with `below`, `high` itself is excluded."""
 
     def holds(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -41,7 +41,7 @@ def _numbers(value: Any) -> bool:
 
 
 def _size(value: Any) -> bool:
-    """A number of a size, or anything that is no number."""
+    """Return whether a value is finite and at least 0, or not a number at all."""
     return not isinstance(value, int | float) or isinstance(value, bool) or _number(0)(value)
 
 
@@ -85,10 +85,10 @@ RULES = (
 
 
 def broken_rule(values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the first key whose value is impossible, and what was expected; None where there is none.
+    """Return the first key whose value is impossible, and the description of possible values; None if there is none.
 
     Args:
-      values: Values by dotted key; keys that are missing break no rule.
+      values: Values by dotted key; missing keys break no rule.
     """
     for rule in RULES:
         for pattern in rule.keys.split():

@@ -1,4 +1,4 @@
-"""From the references' checkpoints to ours and back: a file that lies here, or one that they published."""
+"""Conversion of reference checkpoints, local or published, to ours and back."""
 
 import secrets
 import shutil
@@ -18,7 +18,12 @@ from vlm_jax.train.step_folders import checkpoint_folder
 
 
 class Converted(NamedTuple):
-    """What a conversion found: arrays of the file, and numbers in them that ours took."""
+    """Size of a conversion.
+
+    Attributes:
+      arrays: Number of arrays in the reference's file.
+      numbers: Number of values in the converted variables.
+    """
 
     arrays: int
     numbers: int
@@ -27,17 +32,17 @@ class Converted(NamedTuple):
 def convert(
     system: str, source: str | Path, output: Path, options: Mapping[str, str] | None = None, *, average: bool = False
 ) -> Converted:
-    """Convert a reference's file to our checkpoint, with a config.json beside it.
+    """Convert a reference's file to a checkpoint of ours, with a config.json beside it.
 
     Args:
       system: One of `convertible()`.
-      source: The reference's file, or `released:NAME`.
+      source: File of the reference, or `released:NAME`.
       output: Folder to make.
-      options: Further keys of the config, such as 'text.vocabulary'.
-      average: The running average of the parameters, where the file holds one.
+      options: Values of further config keys, such as 'text.vocabulary'.
+      average: If true, convert the running average of the parameters, which the file must hold.
 
     Raises:
-      UserError: where the file cannot be used.
+      UserError: if the file cannot be used.
     """
     file, options = source, dict(options or {})
     if str(source).startswith(PREFIX):
@@ -56,17 +61,17 @@ def convert(
 
 
 def revert(source: str | Path, output: Path, *, average: bool = False, epoch: int = 0, bare: bool = False) -> int:
-    """Write one of our checkpoints as a file that its reference's own scripts load; return the number of arrays.
+    """Write a checkpoint of ours as a file that the reference's own scripts load; return the number of arrays.
 
     Args:
-      source: As `inference.load` takes it.
+      source: Reference to a checkpoint, in any form that `inference.load` accepts.
       output: File to write.
-      average: Also the running average of the parameters, where the reference's files hold one.
-      epoch: What the file says, where the reference's files count epochs.
-      bare: The arrays by name and nothing around them.
+      average: If true, also write the running average of the parameters, for references whose files hold one.
+      epoch: Epoch to state in the file, for references whose files have one.
+      bare: If true, write only the arrays by name, without the reference's other entries.
 
     Raises:
-      UserError: where there is no checkpoint or no average in it, or the file's ending is not the reference's.
+      UserError: if there is no checkpoint, it has no average, or the file's ending is not the reference's.
     """
     folder = checkpoint_folder(checkpoint_path(source))
     config = configs.find(folder)
@@ -93,12 +98,12 @@ def revert(source: str | Path, output: Path, *, average: bool = False, epoch: in
 
 
 def checkpoint_path(reference: str | Path) -> Path:
-    """Return the path itself; or for `released:NAME` that of the published checkpoint, converted at first use.
+    """Return the path of a checkpoint; `released:NAME` is downloaded and converted at first use.
 
-    It is kept in `~/.cache/vlm_jax/released/NAME`; where there is no network, its files may be put there.
+    It is kept in `~/.cache/vlm_jax/released/NAME`. Without a network, its files may be put there.
 
     Raises:
-      UserError: where it cannot be had.
+      UserError: if a published checkpoint cannot be downloaded or converted.
     """
     text = str(reference)
     if not text.startswith(PREFIX):

@@ -1,4 +1,4 @@
-"""Errors that are meant for the user: one line that names the file or key, what was found, and what was expected."""
+"""Errors for the user: one line that names the file or key, what was found, and what was expected."""
 
 
 class UserError(ValueError):
@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 class MissingPackageError(UserError, ImportError):
-    """An optional package is not installed; the message has the pip command."""
+    """Missing optional package; the message has the pip command."""
 
 
 EXTRAS = {
@@ -22,7 +22,7 @@ EXTRAS = {
 
 
 def missing_package(error: ImportError) -> ImportError:
-    """Return what to raise where an import failed: the pip command for an optional package, else the error itself."""
+    """Return the error to raise for a failed import: one with the pip command for an optional package, else itself."""
     package = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or package not in EXTRAS:
         return error
@@ -30,8 +30,8 @@ def missing_package(error: ImportError) -> ImportError:
 
 
 class ConfigError(UserError):
-    """A config or an option that cannot be used."""
+    """Config or option that cannot be used."""
 
 
 class DataError(UserError):
-    """A data set that cannot be used."""
+    """Data set that cannot be used."""

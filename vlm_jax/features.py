@@ -1,10 +1,11 @@
-"""Features on disk: one array a video, and what they were made with; numpy only, no TensorFlow.
+"""Features of videos on disk, one array per video, with their settings; numpy only.
 
-    DIR/features.json               settings of all that lies below
-    DIR/RELATIVE/PATH/OF/VIDEO.npy  [N, C], one row per window
-    DIR/RELATIVE/PATH/OF/VIDEO.duration.json  seconds of the video, beyond which the last window is black
+    DIR/features.json               settings of all features below
+    DIR/RELATIVE/PATH/OF/VIDEO.npy  `[N, C]`, one row per window
+    DIR/RELATIVE/PATH/OF/VIDEO.duration.json  duration of the video in seconds; beyond it, the last window is black
 
-Whoever reads features states what it expects of them, so that a model is never trained on some and used on others.
+Readers of features state the settings that they expect, so that a model is never used on features of another kind than
+it was trained on.
 """
 
 import dataclasses
@@ -26,10 +27,10 @@ from vlm_jax.files import replacing, write_json
 SETTINGS = "features.json"
 
 END = "the last window is filled up with black frames"
-"""What happens at the end of a video: windows follow one another until one holds the last frame."""
+"""Rule for the end of a video: windows follow one another until one holds the last frame."""
 
 INFORMATION = ("checkpoint", "step")
-"""Settings for people: a checkpoint may be moved, its fingerprint stays."""
+"""Settings that are not compared: a checkpoint may be moved, but its fingerprint stays the same."""
 
 
 class FeatureError(UserError):
@@ -38,23 +39,23 @@ class FeatureError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What features were made with.
+    """Settings that features were made with.
 
-    Row i stands for the frames from i * stride on, `window` of them.
+    Row i has the features of `window` frames from frame i * stride on.
 
     Attributes:
-      layer: Output of the encoder.
-      window: Frames of a row.
-      stride: Frames from one row to the next.
+      layer: Name of the encoder's output.
+      window: Number of frames per row.
+      stride: Number of frames from one row to the next.
       fps: Frames per second.
-      size: Sides of a frame, pixels.
-      crop: 'center', the largest square, or 'none', the whole frame squeezed into one.
-      dtype: Of the stored numbers: 'float32' or 'float16'.
-      dim: C.
-      fingerprint: Of the checkpoint's variables (`Predictor.fingerprint`).
-      checkpoint: Where it lay.
-      step: Of the run, None for a converted checkpoint.
-      end: What happens at the end of a video.
+      size: Height and width of a frame, pixels.
+      crop: 'center' for the largest square, or 'none' for the whole frame scaled to a square.
+      dtype: Type of the stored numbers, 'float32' or 'float16'.
+      dim: Number of features per row, C.
+      fingerprint: Fingerprint of the checkpoint's variables (`Predictor.fingerprint`).
+      checkpoint: Path of the checkpoint at that time.
+      step: Step of the run; None for a converted checkpoint.
+      end: Rule for the end of a video.
     """
 
     layer: str
@@ -72,28 +73,31 @@ class Settings:
 
     @property
     def source(self) -> str:
-        """All that decides the features, in one word: what a data set states and a model asks for."""
+        """Return everything that the features depend on as one word, which data sets state and models ask for."""
         rate, size = f"{self.window}/{self.stride}@{self.fps:g}", f"{self.size}{self.crop}"
         return ":".join((self.layer, rate, size, self.dtype, self.fingerprint[:16]))
 
     def seconds(self, row: int) -> tuple[float, float]:
-        """When a row begins and ends, seconds; the end may lie after the video's."""
+        """Return start and end of a row in seconds; the end may lie after the end of the video."""
         return row * self.stride / self.fps, (row * self.stride + self.window) / self.fps
 
     def rows(self, frames: int) -> int:
-        """N for a video of so many frames at `fps`: as many windows as begin in it, none after one that holds its end.
+        """Return the number of rows N for a video of this number of frames at `fps`.
 
-        With a stride up to the window's length every frame is in some window.
+        Every row begins within the video, and no row follows one that holds the last frame. If the stride is at most
+        the window's length, every frame is in a row.
         """
         reach_end = math.ceil((frames - self.window) / self.stride) + 1
         return max(1, min(reach_end, math.ceil(frames / self.stride)))
 
 
 def write_settings(directory: str | Path, settings: Settings) -> None:
-    """Begin a folder of features, or resume one; several processes may do so at the same time.
+    """Write the settings of a new folder of features, or check those of one that is resumed.
+
+    Several processes may do so at the same time.
 
     Raises:
-      FeatureError: where it was begun with other settings.
+      FeatureError: if the folder was begun with other settings.
     """
     path = Path(directory) / SETTINGS
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,7 +115,7 @@ def write_settings(directory: str | Path, settings: Settings) -> None:
 
 
 def _place(partial: Path, path: Path) -> None:
-    """Gives a whole file its name, unless another process was quicker."""
+    """Give a complete file its final name, unless another process has done so already."""
     try:
         os.link(partial, path)
     except FileExistsError:
@@ -121,10 +125,10 @@ def _place(partial: Path, path: Path) -> None:
 
 
 def read_settings(directory: str | Path) -> Settings:
-    """What the features of a folder were made with.
+    """Read the settings that the features of a folder were made with.
 
     Raises:
-      FeatureError: where there is no such folder, or its settings are damaged.
+      FeatureError: if there is no such folder, or its settings are damaged.
     """
     path = Path(directory) / SETTINGS
     try:
@@ -155,11 +159,11 @@ def _is_setting(name: str, value: Any) -> bool:
 
 
 def check_settings(directory: str | Path, wanted: Mapping[str, Any]) -> Settings:
-    """Checks that features were made the way their reader expects.
+    """Check that features were made with the settings that their reader expects.
 
     Args:
-      directory: Of the features.
-      wanted: Expected values of some or all of the settings, by name.
+      directory: Folder of features.
+      wanted: Expected values of some or all settings, by name.
 
     Returns:
       All settings of the folder.
@@ -179,12 +183,19 @@ def check_settings(directory: str | Path, wanted: Mapping[str, Any]) -> Settings
 
 
 def feature_path(directory: str | Path, name: str) -> Path:
-    """The file of a video's features; `name` is its path in the folder of videos, without the ending."""
+    """Return the path of a video's features; `name` is its path in the folder of videos, without the ending."""
     return Path(directory) / f"{name}.npy"
 
 
 def save(directory: str | Path, name: str, features: np.ndarray, duration: float = 0.0) -> None:
-    """Write the features of one video of `duration` seconds (0: not known); the file appears when it is whole."""
+    """Write the features of one video, atomically.
+
+    Args:
+      directory: Folder of features.
+      name: Path of the video in the folder of videos, without the ending.
+      features: Features, `[N, C]`.
+      duration: Duration of the video in seconds, 0 if unknown.
+    """
     path = feature_path(directory, name)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(_duration_path(path), {"seconds": duration})
@@ -193,10 +204,10 @@ def save(directory: str | Path, name: str, features: np.ndarray, duration: float
 
 
 def load_duration(directory: str | Path, name: str) -> float:
-    """Return the seconds of a video whose features lie in a folder, 0 where they are not known.
+    """Return the duration in seconds of a video whose features lie in a folder; 0 if it is unknown.
 
     Raises:
-      FeatureError: where the file that says so is damaged.
+      FeatureError: if the file with the duration is damaged.
     """
     path = _duration_path(feature_path(directory, name))
     try:
@@ -215,15 +226,15 @@ def _duration_path(path: Path) -> Path:
 
 
 def load(directory: str | Path, name: str, settings: Settings | None = None) -> np.ndarray:
-    """The features of one video, `[N, C]`.
+    """Load the features of one video, `[N, C]`.
 
     Args:
-      directory: Of the features.
-      name: Of the video: its path in the folder of videos, without the ending.
-      settings: As `check_settings` returned them; else they are read.
+      directory: Folder of features.
+      name: Path of the video in the folder of videos, without the ending.
+      settings: Settings from `check_settings`; read from the folder if not given.
 
     Raises:
-      FeatureError: where there are none, or they do not fit the settings.
+      FeatureError: if there are no features of the video, or they do not fit the settings.
     """
     path = feature_path(directory, name)
     settings = settings or read_settings(directory)

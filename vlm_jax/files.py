@@ -1,4 +1,4 @@
-"""Writing files that are whole or not there: under a temporary name first, then renamed."""
+"""Atomic writing of files: first under a temporary name, which is then changed."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes `path` once all is written, its own for every writer."""
+    """Return a context with a temporary path beside `path`, unique to the writer, which becomes `path` on success."""
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         yield partial
@@ -21,18 +21,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name and renames it."""
+    """Write a file under a temporary name and rename it."""
     with replacing(path) as partial:
         partial.write_bytes(content)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes readable JSON, keys in alphabetical order; see `finite`."""
+    """Write indented JSON with keys in alphabetical order; see `finite`."""
     write_atomically(path, (json.dumps(finite(content), indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
 def finite(content: Any) -> Any:
-    """Return the same content with null for numbers that are not finite, which JSON does not know."""
+    """Return the content with None for numbers that are not finite, which JSON cannot represent."""
     if isinstance(content, Mapping):
         return {key: finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

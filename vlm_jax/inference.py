@@ -1,4 +1,4 @@
-"""Trained models on your own video and sentences, without TensorFlow.
+"""Prediction with trained models on your own video and sentences, without TensorFlow.
 
 model = inference.load("runs/milnce")               # embeds: encode_video, encode_text, extract
 model = inference.load("runs/groundnlq")            # finds moments
@@ -29,17 +29,18 @@ def load(
     """Restore a checkpoint and return its system's predictor.
 
     Args:
-      checkpoint: A workdir (its newest checkpoint), `WORKDIR@best`, `WORKDIR@STEP`, a step's folder, a converted
+      checkpoint: Workdir (its newest checkpoint), `WORKDIR@best`, `WORKDIR@STEP`, folder of a step, converted
         checkpoint, or `released:NAME`.
-      vocabulary: Word list to use where the config, or that of the text encoder, names none.
-      average: The running average of the parameters.
-      video_checkpoint: Of a system that works on features: what made those of videos, where it was moved.
-      text_checkpoint: The same of sentences.
-      overrides: Changes of the run's config, such as '--config.predict.split=test'.
+      vocabulary: Word list to use if the config, or that of the text encoder, names none.
+      average: If true, use the running average of the parameters.
+      video_checkpoint: Checkpoint of the encoder behind the video features, if it was moved; for systems that work on
+        features.
+      text_checkpoint: Checkpoint of the encoder behind the sentence features, if it was moved.
+      overrides: Changes to the run's config, such as '--config.predict.split=test'.
 
     Raises:
-      CheckpointError: where there is no checkpoint.
-      ConfigError: where no config.json lies beside it, or its system has no predictor.
+      CheckpointError: if there is no checkpoint.
+      ConfigError: if there is no config.json beside it, or its system has no predictor.
     """
     folder = checkpoint_folder(checkpoint_path(checkpoint))
     config = configs.find(folder)

@@ -1,4 +1,4 @@
-"""Checkpoints of the references: files that lie here, and files that they published."""
+"""Checkpoints of the reference implementations: local files and published ones."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,13 +12,19 @@ from vlm_jax.interop.released import Released, ReleasedData
 from vlm_jax.interop.rules import ConversionError
 
 PREFIX = "released:"
-"""`released:NAME` stands for a published checkpoint wherever one is asked for."""
+"""Prefix of a published checkpoint: `released:NAME` is accepted wherever a checkpoint is."""
 FORMATS = {".pdparams": paddle_files}
-"""Who reads and writes files of an ending; torch's are all others."""
+"""Module that reads and writes a file, by the file's ending; `torch_files` for all other endings."""
 
 
 class ReleasedFiles(NamedTuple):
-    """A published checkpoint on disk: its system, its file, and further files by config key."""
+    """Published checkpoint on disk.
+
+    Attributes:
+      system: Name of its system.
+      source: File of the reference.
+      beside: Paths of further files by config key.
+    """
 
     system: str
     source: Path
@@ -31,10 +37,15 @@ def convertible() -> list[str]:
 
 
 def read_arrays(system: str, source: Path, *, average: bool = False) -> dict[str, Any]:
-    """Return a reference checkpoint's arrays under the reference's names.
+    """Read the arrays of a reference checkpoint, by their names in the reference.
+
+    Args:
+      system: One of `convertible()`.
+      source: File of the reference.
+      average: If true, read the running average of the parameters instead of the parameters.
 
     Raises:
-      UserError: where the file cannot be read, or is of another system.
+      UserError: if the file cannot be read, is of another system, or holds no average.
     """
     names = configs.system_module(system, "interop")
     if average and not getattr(names, "HOLDS_AVERAGE", False):
@@ -44,7 +55,7 @@ def read_arrays(system: str, source: Path, *, average: bool = False) -> dict[str
 
 
 def config_of(system: str, arrays: Mapping[str, Any]) -> ConfigDict:
-    """Return the published config with the sizes that a reference checkpoint's arrays decide."""
+    """Return the published config, with the model sizes taken from a reference checkpoint's arrays."""
     config = configs.system_module(system, "config").default_config()
     for section, values in configs.system_module(system, "interop").model_options(arrays).items():
         config[section].update(values)
@@ -61,15 +72,15 @@ def released_checkpoints() -> dict[str, tuple[str, Released]]:
 
 
 def released_folder(name: str) -> Path:
-    """Return where the files of a published checkpoint are kept; where there is no network, they may be put there."""
+    """Return the folder of a published checkpoint's files; without a network, they may be put there."""
     return Path.home() / ".cache" / "vlm_jax" / "released" / name
 
 
 def fetch_released(reference: str) -> ReleasedFiles:
-    """Return the files of `released:NAME`, fetched where they are not here yet.
+    """Return the files of `released:NAME`, after downloading those that are missing.
 
     Raises:
-      ConversionError: where there is no such checkpoint, or its files cannot be had.
+      ConversionError: if there is no such checkpoint, or its files cannot be downloaded.
     """
     name, known = reference.removeprefix(PREFIX), released_checkpoints()
     if name not in known:
@@ -84,7 +95,7 @@ def fetch_released(reference: str) -> ReleasedFiles:
 
 
 def released_data() -> dict[str, tuple[str, ReleasedData]]:
-    """Return all published files that are no checkpoint by name, each with its system."""
+    """Return all published files other than checkpoints by name, each with its system."""
     return {
         name: (system, entry)
         for system in convertible()

@@ -1,9 +1,9 @@
-"""Vectors of sentences by their names (qid), and what they were made with; numpy only.
+"""Features of sentences on disk, by the sentences' names (qid), with their settings; numpy only.
 
-    NAME.npz    an array a sentence: `[S]`, or `[L, C]`, one row a word
-    NAME.json   settings, where launch/extract_text_features.py made them
+    NAME.npz    one array per sentence: `[S]`, or `[L, C]` with one row per word
+    NAME.json   settings, if launch/extract_text_features.py made the file
 
-A folder of QID.npy files does as well, with `settings.json` in it where there is one.
+A folder of QID.npy files is accepted as well; its settings, if known, lie in `settings.json`.
 """
 
 import dataclasses
@@ -20,23 +20,23 @@ from vlm_jax.features import FeatureError
 from vlm_jax.files import replacing, write_json
 
 LAYERS = ("sentence", "words")
-"""One vector per sentence `[S]`, or one per known word `[L, C]`."""
+"""Layers of features: one vector per sentence `[S]`, or one per known word `[L, C]`."""
 FINGERPRINT = 16
-"""Characters of a fingerprint that a source states."""
+"""Number of characters of a fingerprint in a source."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
-    """What vectors were made with.
+    """Settings that vectors were made with.
 
     Attributes:
-      layer: 'sentence' or 'words'.
-      dim: S or C.
-      fingerprint: Of the checkpoint's variables (`Predictor.fingerprint`).
+      layer: One of `LAYERS`.
+      dim: Number of features, S or C.
+      fingerprint: Fingerprint of the checkpoint's variables (`Predictor.fingerprint`).
       vocabulary: Digest of the word list.
-      lower_case: Whether sentences were lower-cased.
-      max_words: How many known words of each were kept.
-      checkpoint: Where it lay.
+      lower_case: If true, sentences were lower-cased.
+      max_words: Largest number of known words that were kept per sentence.
+      checkpoint: Path of the checkpoint at that time.
     """
 
     layer: str
@@ -49,14 +49,20 @@ class TextSettings:
 
     @property
     def source(self) -> str:
-        """All that decides the vectors, in a word: what a data set states and a config asks for."""
+        """Return everything that the vectors depend on as one word, which data sets state and configs ask for."""
         case = "lower" if self.lower_case else "as_is"
         marks = self.fingerprint[:FINGERPRINT], self.vocabulary[:FINGERPRINT]
         return ":".join((self.layer, case, str(self.max_words), *marks))
 
 
 class EncodedText(NamedTuple):
-    """Features of sentences by name, the names of sentences without a known word, and what made them."""
+    """Encoded sentences.
+
+    Attributes:
+      vectors: Features by the sentence's name.
+      unknown: Names of sentences without a known word.
+      settings: Settings that the vectors were made with.
+    """
 
     vectors: dict[str, np.ndarray]
     unknown: list[str]
@@ -64,16 +70,16 @@ class EncodedText(NamedTuple):
 
 
 class TextVectors(Mapping[str, np.ndarray]):
-    """Vectors by name, read when they are asked for.
+    """Vectors by name, each read from disk on access.
 
     Args:
       path: A `.npz` file or a folder of `.npy` files.
 
     Attributes:
-      settings: None where nothing is known of them.
+      settings: Settings that the vectors were made with; None if unknown.
 
     Raises:
-      FeatureError: where there are none.
+      FeatureError: if there are no vectors, or the settings are damaged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -96,7 +102,7 @@ class TextVectors(Mapping[str, np.ndarray]):
 
     @property
     def source(self) -> str:
-        """`TextSettings.source`, empty where nothing is known."""
+        """Return `TextSettings.source`; '' if the settings are unknown."""
         return self.settings.source if self.settings else ""
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -132,17 +138,17 @@ class TextVectors(Mapping[str, np.ndarray]):
 
 
 def save(path: str | Path, vectors: Mapping[str, np.ndarray], settings: TextSettings) -> None:
-    """Writes vectors and their settings; the file appears under its name when it is whole.
+    """Write vectors and their settings; the file appears under its name when it is complete.
 
     Raises:
-      FeatureError: for a name without the ending `.npz`.
+      FeatureError: if the name does not end in `.npz`.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise FeatureError(f"{path}: expected a name that ends in .npz")
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        # Not np.savez: a qid may be called as one of its own arguments.
+        # Not np.savez: a qid may have the name of one of its arguments.
         with zipfile.ZipFile(partial, "w") as archive:
             for name, vector in vectors.items():
                 with archive.open(f"{name}.npy", "w") as member:

@@ -1,4 +1,4 @@
-"""Records and pipelines; the only importer of TensorFlow in the package, here without its start-up notices."""
+"""Records and input pipelines; importing the package silences the start-up messages of TensorFlow."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Features of whole clips in host memory: read once from TFRecords, shared by all questions about a clip."""
+"""Features of whole clips in host memory, read once from TFRecords and shared by all questions about a clip."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -14,15 +14,15 @@ from vlm_jax.errors import DataError
 
 KIND = "clip_features"
 CLIPS = "clips"
-"""The split that holds all clips of a data set."""
+"""Name of the split that holds all clips of a data set."""
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """The type of a name of `DTYPES`.
+    """Return the numpy type for a name of `DTYPES`.
 
     Raises:
-      DataError: for another one.
+      DataError: for any other name.
     """
     if name not in DTYPES:
         raise DataError(f"type of features: {name!r} is not one of {', '.join(DTYPES)}")
@@ -30,19 +30,22 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def clip_features(dtype: str = "float32") -> tfds.features.FeaturesDict:
-    """A clip: its name, its features `[T, C]`, and its seconds, 0 where they are not known."""
+    """Return the TFDS features of a clip: its name, its features `[T, C]` and its duration in seconds (0: unknown)."""
     features = tensor(None, None, dtype=dtype)
     return tfds.features.FeaturesDict({"clip": tfds.features.Text(), "features": features, "duration": tensor()})
 
 
 def tensor(*shape: int | None, dtype: str = "float64") -> tfds.features.Tensor:
-    """Numbers stored as bytes: the only form for several unknown sizes, and the only one that keeps float64."""
+    """Return a TFDS feature of numbers stored as bytes.
+
+    Only this encoding allows several unknown sizes, and only this one keeps float64.
+    """
     kind = tf.as_dtype(dtype).as_numpy_dtype
     return tfds.features.Tensor(shape=shape, dtype=kind, encoding="bytes")
 
 
 def read_records(split: Split, features: tfds.features.FeaturesDict) -> Iterator[dict[str, np.ndarray]]:
-    """Every record of a split, in order.
+    """Yield every record of a split, in order.
 
     Raises:
       DataError: naming the file that is missing or damaged.
@@ -56,15 +59,15 @@ def read_records(split: Split, features: tfds.features.FeaturesDict) -> Iterator
 
 
 class FeatureStore:
-    """The clips of a data set by name, each read when it is first asked for and kept.
+    """Features of a data set's clips by name; a clip that was read stays in memory.
 
     Args:
-      directory: Made by data_prep.
-      wanted: What its protocol has to say, such as `feature_dim`.
-      dtype: Of the arrays that are kept and given, one of `DTYPES`.
+      directory: Folder made by data_prep.
+      wanted: Values that its protocol must have, such as `feature_dim`.
+      dtype: Type of the arrays in memory, one of `DTYPES`.
 
     Raises:
-      DataError: where there is no such data set, or it was made otherwise.
+      DataError: if there is no such data set, or its protocol has other values.
     """
 
     def __init__(self, directory: str, wanted: Mapping[str, Any], dtype: str = "float32") -> None:
@@ -75,20 +78,24 @@ class FeatureStore:
         self._durations: dict[str, float] = {}
 
     def load(self, clips: Iterable[str]) -> None:
-        """Reads some clips; raises DataError as `read` does, and for clips that are not there."""
+        """Read some clips into memory.
+
+        Raises:
+          DataError: if a clip is missing or its features are not finite.
+        """
         missing = sorted(self.read(clips))
         if missing:
             more = f" and {len(missing) - 1} more" if missing[1:] else ""
             raise DataError(f"data {self.directory}: no features of clip {missing[0]}{more}, which questions are about")
 
     def read(self, clips: Iterable[str]) -> set[str]:
-        """Reads those of some clips that are not in memory yet, in one pass over the files.
+        """Read those of some clips that are not in memory yet, in one pass over the files.
 
         Returns:
-          The clips that are not there.
+          Names of the clips that the data set does not have.
 
         Raises:
-          DataError: for features that are not finite.
+          DataError: if features are not finite, or a file is missing or damaged.
         """
         missing = set(clips) - self._clips.keys()
         if not missing:
@@ -105,14 +112,17 @@ class FeatureStore:
         return missing
 
     def __getitem__(self, clip: str) -> np.ndarray:
-        """The features of a clip that was loaded: `[T, C]`."""
+        """Return the features of a clip in memory: `[T, C]`."""
         return self._clips[clip]
 
     def length(self, clip: str) -> int:
-        """T."""
+        """Return the number of feature rows of a clip in memory, T."""
         return len(self._clips[clip])
 
     def duration(self, clip: str) -> float:
-        """Return the seconds of a clip, those that its rows begin in where nothing better is known."""
+        """Return the duration of a clip in memory, in seconds.
+
+        If it is not known, it is the number of rows times their stride.
+        """
         stated = self._split.protocol
         return self._durations[clip] or self.length(clip) * stated["feature_stride"] / stated["fps"]

@@ -1,4 +1,4 @@
-"""Encoding and decoding frames."""
+"""Encoding and decoding of frames with TensorFlow."""
 
 from collections.abc import Mapping
 
@@ -9,17 +9,17 @@ from vlm_jax.errors import DataError
 
 
 def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
-    """`[H, W, 3]` -> JPEG, the same bytes on every machine."""
+    """Encode a frame, uint8 `[H, W, 3]`, as a JPEG; the bytes are the same on every machine."""
     return tf.io.encode_jpeg(frame, quality=quality).numpy()
 
 
 def encode_png(frame: np.ndarray) -> bytes:
-    """`[H, W, 3]` -> PNG, lossless."""
+    """Encode a frame, uint8 `[H, W, 3]`, as a PNG, without loss."""
     return tf.io.encode_png(frame).numpy()
 
 
 def decode_pngs(images: tf.Tensor) -> tf.Tensor:
-    """PNGs `[N]` of one size -> uint8 `[N, H, W, 3]`."""
+    """Decode PNGs `[N]` of one size to uint8 `[N, H, W, 3]`."""
     return tf.map_fn(lambda image: tf.io.decode_png(image, channels=3), images, fn_output_signature=tf.uint8)
 
 
@@ -34,17 +34,17 @@ def decode_clip(
     size: int,
     crop_only: bool,
 ) -> tf.Tensor:
-    """Decodes JPEGs `[<=T]` and crops them: uint8 `[T, S, S, 3]`, missing frames black at the end.
+    """Decode and crop at most T JPEGs to a clip, uint8 `[T, S, S, 3]`; missing frames at the end are black.
 
     Args:
-      images: The frames.
-      height: Of the frames, pixels.
-      width: Of the frames, pixels.
-      u: Horizontal place of the crop, 0 left to 1 right.
-      w: Vertical place, 0 top to 1 bottom.
-      num_frames: T.
-      size: S.
-      crop_only: Crop S x S as it is; else crop the largest square and scale it (bicubic).
+      images: JPEGs of the frames, in order.
+      height: Height of the frames, pixels.
+      width: Width of the frames, pixels.
+      u: Horizontal position of the crop, from 0 (left) to 1 (right).
+      w: Vertical position of the crop, from 0 (top) to 1 (bottom).
+      num_frames: Number of frames per clip, T.
+      size: Height and width of the clip, S, pixels.
+      crop_only: If true, crop S x S pixels without scaling; else crop the largest square and scale it (bicubic).
     """
     top, left, side = _window(height, width, u, w, size, crop_only)
     window = tf.stack([top, left, side, side])
@@ -80,7 +80,7 @@ def decode_segment_clip(
     size: int,
     crop_only: bool,
 ) -> tf.Tensor:
-    """As `decode_clip`, for the frames from `first` on of an mp4 segment (`vlm_jax.video.segment`)."""
+    """Decode a clip as `decode_clip` does, from frame `first` of an mp4 segment on (`vlm_jax.video.segment`)."""
     from vlm_jax.video.segment import SegmentError, decode_segment
 
     def decode(data: bytes, first: np.int32, *window: np.int32) -> np.ndarray:
@@ -106,7 +106,7 @@ def decode_video_clip(
     size: int,
     crop_only: bool,
 ) -> tf.Tensor:
-    """As `decode_clip`, for the clip that begins at second `start` of a whole video file, by FFmpeg's own filters."""
+    """Decode a clip as `decode_clip` does, from second `start` of a whole video file on, with FFmpeg's own filters."""
     from vlm_jax.video import decode as videos
 
     def decode(data: bytes, start: np.int64, u: np.float64, w: np.float64) -> np.ndarray:
@@ -122,7 +122,7 @@ def decode_video_clip(
 
 
 def seconds_shown(record: Mapping[str, tf.Tensor], fps: int) -> float:
-    """Return the length of what a record holds: `frames`, an `mp4` segment, or a whole `video`."""
+    """Return the duration in seconds of a record's content: `frames`, an `mp4` segment, or a whole `video`."""
     if "video" in record:
         from vlm_jax.video import decode
 
@@ -137,7 +137,7 @@ def seconds_shown(record: Mapping[str, tf.Tensor], fps: int) -> float:
 def _window(
     height: tf.Tensor, width: tf.Tensor, u: tf.Tensor, w: tf.Tensor, size: int, crop_only: bool
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Top, left and side of the crop."""
+    """Return top, left and side of the crop, in pixels."""
     side = tf.constant(size) if crop_only else tf.minimum(height, width)
     # tf.round rounds half to even, as the reference's crop does.
     left = tf.cast(tf.round(tf.cast(width - side, tf.float64) * u), tf.int32)

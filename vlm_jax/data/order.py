@@ -1,13 +1,13 @@
-"""The order of training examples: which example stands at which place of which batch, worked out in numpy.
+"""Order of training examples, computed in numpy: which example has which slot of which batch.
 
-A source is a list of shards, each of so many examples. Every epoch permutes the shards. Laid end to end, their examples
-form one sequence, which is cut into `streams` equal stretches; stream r supplies the r-th part of every batch. Within a
-stream, disjoint blocks of `block` examples are permuted. The order depends on the seed and the batch alone, not on the
-number of processes.
+A source is a list of shards with known numbers of examples. Every epoch permutes the shards and concatenates their
+examples into one sequence, which is cut into `streams` equal parts. Stream r supplies the r-th part of every batch.
+Within a stream, disjoint blocks of `block` examples are permuted. The order depends only on the seed and the batch,
+not on the number of processes.
 
-Several sources are laid end to end, so that an epoch visits each example once; or they have weights, and then each is
-visited in epochs of its own. Which source supplies the n-th example of a stream follows a fixed periodic pattern, and
-so does the number of examples that each source has supplied before it. So a position is one integer in either case.
+Several sources without weights are concatenated, so that an epoch visits each example once. Sources with weights are
+each visited in epochs of their own. A fixed periodic pattern then decides which source supplies the n-th example of a
+stream, and thereby how many examples each source has supplied before it. In both cases, a position is one integer.
 """
 
 import functools
@@ -20,11 +20,11 @@ from vlm_jax.errors import DataError
 from vlm_jax.types import DataShard
 
 PURPOSES = ("shards", "block", "example")
-"""What random numbers are drawn for, each with a sequence of its own."""
+"""Purposes of random numbers; each has an independent sequence."""
 
 
 class Place(NamedTuple):
-    """One training example and the entropy of its random numbers.
+    """Training example and the seed of its random numbers.
 
     Attributes:
       number: Number of the example, counted over all shards of all sources.
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 class Order(Protocol):
-    """An endless sequence of batches.
+    """Endless sequence of batches.
 
     Attributes:
       batches: Number of batches per epoch.
@@ -55,10 +55,10 @@ class Order(Protocol):
 
 
 class StreamOrder:
-    """Order by streams; every example once per epoch, or sources mixed by weight.
+    """Order by streams, with every example once per epoch or with sources mixed by weight.
 
     Args:
-      sizes: Examples per shard, for every source.
+      sizes: Number of examples per shard, for every source.
       shard: Batch size and seed.
       streams: Number of streams, a divisor of the batch size.
       block: Number of consecutive examples of a stream that are permuted together; 0 permutes the whole stream.
@@ -67,7 +67,7 @@ class StreamOrder:
 
     Attributes:
       batches: Number of batches per epoch. With weights, an epoch has about as many examples as all sources together,
-        and the sources' shares are exact where an epoch is long enough.
+        and the sources' shares are exact if the epoch is long enough.
 
     Raises:
       DataError: if the streams or weights do not fit, or an epoch is shorter than a batch.
@@ -104,7 +104,7 @@ class StreamOrder:
             self._pattern = spread(weights)
             period = len(self._pattern)
             self._phases = [stream * period // streams for stream in range(streams)]
-            # Row n: how many of the first n places of a period belong to each source.
+            # Row n: for each source, its number of the first n places of a period.
             chosen = self._pattern[:, None] == np.arange(len(weights))
             self._before = np.concatenate([np.zeros((1, len(weights)), np.int64), np.cumsum(chosen, 0)])
             step = period // np.gcd(period, self._per_stream)
@@ -125,7 +125,7 @@ class StreamOrder:
         return self._groups.place(self._groups.first_shards[source] + shard, group, epoch)
 
     def _source(self, stream: int, number: int) -> tuple[int, int]:
-        """Return the source of the n-th example of a stream, and how many the source has supplied before it."""
+        """Return the source of the n-th example of a stream, and the number of examples the source supplied before."""
         period, phase = len(self._pattern), self._phases[stream]
         periods, rest = divmod(number + phase, period)
         source = int(self._pattern[rest])
@@ -134,19 +134,19 @@ class StreamOrder:
 
 
 class DistinctOrder:
-    """Every batch drawn by itself, no two of its examples with the same key.
+    """Order in which every batch is drawn independently, and no two of its examples have the same key.
 
     Args:
-      sizes: Examples per shard, for every source.
+      sizes: Number of examples per shard, for every source.
       shard: Batch size and seed.
-      keys: int64 `[N]`, one key per example.
+      keys: Key of every example, int64 `[N]`.
       name: Name of the data in error messages.
 
     Attributes:
-      batches: Number of batches per epoch, by the number of examples.
+      batches: Number of batches per epoch: the number of examples divided by the batch size, rounded down.
 
     Raises:
-      DataError: if there are fewer keys than a batch takes.
+      DataError: if there are fewer distinct keys than a batch has examples.
     """
 
     def __init__(self, sizes: Sequence[np.ndarray], shard: DataShard, keys: np.ndarray, *, name: str = "data") -> None:
@@ -175,7 +175,7 @@ class DistinctOrder:
 
 
 def spread(weights: Sequence[int]) -> np.ndarray:
-    """Return one period of sources, each as often as its weight says and spread evenly: (3, 1) -> [0, 0, 1, 0]."""
+    """Return one period of sources, each as often as its weight and spread evenly: (3, 1) -> [0, 0, 1, 0]."""
     shares = np.asarray(weights, np.int64)
     shares = shares // np.gcd.reduce(shares)
     credit, pattern = np.zeros_like(shares), np.zeros(int(shares.sum()), np.int64)
@@ -187,19 +187,20 @@ def spread(weights: Sequence[int]) -> np.ndarray:
 
 
 class _Part:
-    """Shards that are permuted together: the order of one source, or of all that have no weights."""
+    """Shards that are permuted together: those of one weighted source, or of all sources without weights."""
 
     def __init__(self, sizes: np.ndarray, seed: int, number: int, *, streams: int, block: int, rotate: bool) -> None:
         self.sizes, self.total = sizes, int(sizes.sum())
         self.stream_length = self.total // streams
-        # What streams of equal length leave out of an epoch: with one shard it would always be the last examples.
+        # Streams of equal length leave a remainder out of each epoch. Without rotation, a source of one shard would
+        # always leave out its last examples.
         self.rotation = self.total % streams if rotate else 0
         self.block, self._entropy = block or max(self.stream_length, 1), (seed, len(PURPOSES) * number)
         self._shards = functools.lru_cache(maxsize=2)(self._shard_order)
         self._block = functools.lru_cache(maxsize=2 * streams)(self._block_order)
 
     def find(self, epoch: int, stream: int, number: int) -> tuple[int, int]:
-        """Return the shard and the group within it of the n-th example of a stream in an epoch."""
+        """Return the shard of the n-th example of a stream in an epoch, and its group within the shard."""
         block, within = divmod(number, self.block)
         place = stream * self.stream_length + block * self.block + int(self._block(epoch, stream, block)[within])
         place = (place + epoch * self.rotation) % self.total
@@ -208,12 +209,12 @@ class _Part:
         return int(shards[slot]), place - int(bounds[slot])
 
     def _shard_order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the shards as they follow one another in an epoch, and where each begins, in examples."""
+        """Return the shards in their order in an epoch, and the first example of each."""
         shards = self._rng("shards", epoch).permutation(len(self.sizes))
         return shards, np.concatenate([[0], np.cumsum(self.sizes[shards])])
 
     def _block_order(self, epoch: int, stream: int, block: int) -> np.ndarray:
-        """Return the examples of a block in their new order, counted from its first one."""
+        """Return the permuted examples of a block, counted from its first one."""
         size = min(self.block, self.stream_length - block * self.block)
         return self._rng("block", epoch, stream, block).permutation(size)
 
@@ -223,7 +224,7 @@ class _Part:
 
 
 class _Groups:
-    """All examples of all sources, numbered end to end."""
+    """Examples of all sources, numbered consecutively."""
 
     def __init__(self, sizes: Sequence[np.ndarray], seed: int) -> None:
         self._seed = seed
@@ -232,7 +233,7 @@ class _Groups:
         self.total = int(self._starts[-1])
 
     def find(self, number: int) -> tuple[int, int]:
-        """Return the shard, counted over all sources, and the group within it of an example."""
+        """Return the shard of an example, counted over all sources, and its group within the shard."""
         shard = int(np.searchsorted(self._starts, number, side="right")) - 1
         return shard, number - int(self._starts[shard])
 

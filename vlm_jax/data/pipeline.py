@@ -1,4 +1,4 @@
-"""The input pipeline of all systems: batches by one order, whatever the examples are read from. Numpy only.
+"""Input pipeline of all systems, which orders and batches examples from any storage. It needs only numpy.
 
 A system supplies examples (`MemoryExamples` here, or `RecordExamples` from `record_examples.py`, which needs
 TensorFlow) and a function that collates a batch. The pipeline owns the position, the order, streams, weighted sources
@@ -19,15 +19,15 @@ from vlm_jax.errors import DataError
 from vlm_jax.types import DataShard
 
 Columns = Mapping[str, Sequence[Any]]
-"""One value per example by name: an array, or a list where arrays differ in shape."""
+"""One value per example, by name: an array, or a list if arrays differ in shape."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """Sizes that batches are padded to. The bucket of a batch follows from metadata, so all processes choose alike.
+    """Sizes that batches are padded to; metadata decide the bucket of a batch, so all processes choose the same.
 
     Attributes:
-      lengths: int64 `[N]`, the size that each example needs.
+      lengths: Size that each example needs, int64 `[N]`.
       sizes: Allowed sizes, ascending.
 
     Raises:
@@ -43,18 +43,18 @@ class Buckets:
             raise DataError(f"buckets {list(self.sizes)}: example {longest} has length {self.lengths[longest]}")
 
     def fit(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the smallest bucket that holds each of some examples."""
+        """Return the smallest bucket that holds each example: int64 `[n]` for `numbers` `[n]`."""
         return np.asarray(self.sizes)[np.searchsorted(self.sizes, self.lengths[numbers])]
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
-    """The examples of one global batch; what collating a batch may need to know beside the examples themselves.
+    """Plan of one global batch, for what a collate function needs beside the examples themselves.
 
     Attributes:
-      number: Slot of the global batch -> number of its example, counted over all sources.
-      shard: The part of the batch that this process supplies.
-      buckets: Sizes of batches, if they differ.
+      number: Function from a slot of the global batch to the number of its example, counted over all sources.
+      shard: Part of the batch that this process supplies.
+      buckets: Sizes of batches, or None if all have one size.
     """
 
     number: Callable[[int], int]
@@ -63,23 +63,23 @@ class BatchPlan:
 
     @property
     def own(self) -> slice:
-        """Rows of the global batch that this process supplies."""
+        """Return the rows of the global batch that this process supplies."""
         local = self.shard.local_batch_size
         return slice(self.shard.index * local, (self.shard.index + 1) * local)
 
     @functools.cached_property
     def numbers(self) -> np.ndarray:
-        """Numbers of the examples of the whole batch: int64 `[B]`. Worked out only if asked for."""
+        """Return the numbers of the examples of the whole batch, int64 `[B]`; computed on first use."""
         return np.array([self.number(slot) for slot in range(self.shard.batch_size)], np.int64)
 
     @functools.cached_property
     def own_numbers(self) -> np.ndarray:
-        """Numbers of the examples that this process supplies."""
+        """Return the numbers of the examples that this process supplies, int64 `[n]`."""
         return np.array([self.number(slot) for slot in range(self.own.start, self.own.stop)], np.int64)
 
     @functools.cached_property
     def bucket(self) -> int:
-        """Size that the whole batch is padded to; 0 without buckets."""
+        """Return the size that the whole batch is padded to; 0 without buckets."""
         return int(self.buckets.fit(self.numbers).max()) if self.buckets else 0
 
 
@@ -94,11 +94,13 @@ def stack(columns: Columns, plan: BatchPlan) -> dict[str, np.ndarray]:
 
 
 class Examples(Protocol):
-    """What a pipeline reads. A reference is whatever an implementation needs to find an example again.
+    """Collection of examples that a pipeline reads.
+
+    A reference to an example has any type; each implementation makes its own and reads them.
 
     Attributes:
       name: Name in error messages.
-      sizes: Training examples per shard, for every source.
+      sizes: Number of training examples per shard, for every source.
       num_items: Number of items that evaluation visits.
     """
 
@@ -113,9 +115,13 @@ class Examples(Protocol):
         """Return a reference to an item of evaluation, counted over all sources."""
 
     def read(self, references: Callable[[int], list[Any]], first: int, last: int | None = None) -> Iterator[Columns]:
-        """Yield the values of the examples of batches, from `first` on and before `last`, if there is a last one.
+        """Yield the values of the examples of every batch, from `first` on and before `last`.
 
-        `references` gives what `locate` or `item` returned for this process's part of a batch.
+        Args:
+          references: Function from a batch's number to the references of this process's part of it, which come from
+            `locate` or `item`.
+          first: Number of the first batch.
+          last: Number after the last batch; None for endless batches.
         """
 
 
@@ -124,7 +130,7 @@ class MemorySource(NamedTuple):
 
     Attributes:
       count: Number of examples.
-      read: (number, seed for `numpy.random.default_rng`) -> values of one example by name.
+      read: Function from number and seed (for `numpy.random.default_rng`) to the values of one example by name.
     """
 
     count: int
@@ -157,13 +163,13 @@ class MemoryExamples:
 
 
 class StatefulPipeline:
-    """Position of a pipeline: the examples handed out, padding included, over all processes."""
+    """Base class of pipelines with a position: the number of examples consumed by all processes, padding included."""
 
     def __init__(self, shard: DataShard) -> None:
         self.shard, self._position = shard, 0
 
     def position(self) -> int:
-        """Return the number of examples handed out."""
+        """Return the number of examples consumed."""
         return self._position
 
     def restore(self, position: int) -> None:
@@ -178,19 +184,19 @@ class StatefulPipeline:
 
 
 class TrainPipeline(StatefulPipeline):
-    """Endless full batches in an order that depends on the seed, the streams and the position alone.
+    """Endless full batches in an order that depends only on these settings, the seed and the position.
 
     Args:
-      examples: What to read.
-      shard: The part of every batch that this process supplies.
-      streams: Stretches of the data that are read side by side; a divisor of the batch size.
-      block: Consecutive examples of a stream that are permuted together; 0 permutes the whole stream.
-      weights: Relative number of examples per source, small integers. Without weights every example comes once per
+      examples: Examples to read.
+      shard: Part of every batch that this process supplies.
+      streams: Number of parts of the data that are read side by side; a divisor of the batch size.
+      block: Number of consecutive examples of a stream that are permuted together; 0 permutes the whole stream.
+      weights: Relative number of examples per source, small integers. Without weights, every example comes once per
         epoch.
-      distinct: int64 `[N]`, one key per example. Every batch is then drawn by itself, no two of its examples with the
-        same key; streams, blocks and weights do not apply.
+      distinct: Key of every example, int64 `[N]`. If given, every batch is drawn independently, and no two of its
+        examples have the same key; streams, blocks and weights do not apply.
       buckets: Sizes of batches, by the lengths of all examples.
-      collate: Makes a batch of its examples.
+      collate: Function that makes a batch of its examples.
 
     Raises:
       DataError: if these numbers do not fit, or an epoch is shorter than a batch.
@@ -253,16 +259,16 @@ class TrainPipeline(StatefulPipeline):
 
 
 class EvaluationPipeline(StatefulPipeline):
-    """Every item once, in equally many batches on every process, the last one padded with the last item.
+    """Batches with every item once; all processes have equally many, and the last item pads the last batch.
 
-    Batches carry `mask`, 0 for padding, and `index`, the item's number; beyond the last item it counts on. With
-    buckets, items of the smallest bucket come first, otherwise in their order.
+    A batch has `mask` int32 `[B]`, 0 for padding, and `index` int32 `[B]`, the number of the item; padding is numbered
+    beyond the last item. With buckets, items of the smallest bucket come first; otherwise they keep their order.
 
     Args:
-      examples: What to read.
-      shard: The part of every batch that this process supplies.
+      examples: Examples to read.
+      shard: Part of every batch that this process supplies.
       buckets: Sizes of batches, by the lengths of all items.
-      collate: Makes a batch of its items.
+      collate: Function that makes a batch of its items.
     """
 
     def __init__(

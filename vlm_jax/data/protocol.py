@@ -1,4 +1,4 @@
-"""What a prepared data set says about itself: `protocol.json`, written by preparation, checked when data are read."""
+"""Protocol of a prepared data set: `protocol.json`, which preparation writes and readers check."""
 
 import json
 import reprlib
@@ -12,10 +12,10 @@ PROTOCOL = "protocol.json"
 
 
 def read_protocol(directory: str | Path) -> dict[str, Any]:
-    """What `finalize` wrote: `name`, `protocol` and `splits`.
+    """Read the protocol that `finalize` wrote, with the keys `name`, `protocol` and `splits`.
 
     Raises:
-      DataError: where there is none, or it is damaged.
+      DataError: if it is missing or damaged.
     """
     path = Path(directory) / PROTOCOL
     if not str(directory) or not path.is_file():
@@ -34,7 +34,7 @@ def read_protocol(directory: str | Path) -> dict[str, Any]:
 
 
 class _Statements(dict):
-    """What a data set states, by key; a key that is asked for and not there is a `DataError`."""
+    """Statements of a data set by key; reading a missing key raises DataError."""
 
     def __init__(self, path: Path, content: Mapping[str, Any]) -> None:
         super().__init__(content)
@@ -52,7 +52,7 @@ def _reject_constant(text: str) -> None:
 
 
 def _content_fault(content: Any) -> str | None:
-    """What is wrong with the content of the file; None where nothing is."""
+    """Return the first fault of the file's content; None if there is none."""
     if not isinstance(content, dict):
         return f"a {type(content).__name__}, expected an object"
     for key, kind in (("name", str), ("protocol", dict), ("splits", dict)):
@@ -100,11 +100,16 @@ _STATED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     ),
 }
-"""What the statements that readers use have to be, by key."""
+"""Expected value and its check, for the statements that readers use, by key."""
 
 
 def check_protocol(directory: str | Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Checks that records were made the way a config reads them.
+    """Check that records were prepared with the settings that a config asks for.
+
+    Args:
+      directory: Folder of the data set, for the message.
+      found: Protocol of the data set.
+      wanted: Values that the protocol must have, by key.
 
     Raises:
       DataError: naming the first key that differs.
@@ -118,10 +123,10 @@ def check_protocol(directory: str | Path, found: Mapping[str, Any], wanted: Mapp
 
 
 def find_protocol(directory: str | Path) -> dict[str, Any]:
-    """Return how the records of a data set were made, empty where no data set lies there yet.
+    """Return the statements of a data set by key; empty if there is no data set yet.
 
     Raises:
-      DataError: where the file is damaged.
+      DataError: if the file is damaged.
     """
     if not str(directory) or not (Path(directory) / PROTOCOL).is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Examples in TFRecord files: their splits and indices, and reading and decoding them by tf.data."""
+"""Examples in TFRecord files: splits, indices, and reading and decoding by tf.data."""
 
 import atexit
 import functools
@@ -22,14 +22,24 @@ from vlm_jax.errors import DataError
 Decode = Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 """(serialised record, seed of this example in this epoch) -> arrays of one example."""
 Stretch = Callable[[tf.Tensor], tuple[str, float, float]]
-"""Serialised record -> its video, and the first and last second of what it holds of it."""
+"""Serialised record -> (name of its video, start and end of the part that it holds, seconds)."""
 
 
 class Split:
-    """The files of one split, and where its records lie.
+    """Files of one split and positions of its records.
+
+    Args:
+      directory: Folder of the data set.
+      split: Name of the split.
+
+    Attributes:
+      protocol: Statements of the data set by key.
+      groups: Number of groups per shard, int64 `[S]`.
+      records: Number of records per shard, int64 `[S]`.
+      paths: Files of records, one per shard.
 
     Raises:
-      DataError: where the data set or the split is missing.
+      DataError: if the data set or the split is missing.
     """
 
     def __init__(self, directory: str | Path, split: str) -> None:
@@ -51,7 +61,7 @@ class Split:
         """Return the index of one shard, one row per record.
 
         Raises:
-          DataError: where it cannot be read or does not fit the data set.
+          DataError: if it cannot be read or does not fit the data set.
         """
         return self._read(shard)[0]
 
@@ -78,12 +88,12 @@ class Split:
 
 
 class RecordSource(NamedTuple):
-    """A split and how its records become examples.
+    """Split whose records are decoded to examples.
 
     Attributes:
-      split: What to read.
-      decode: Makes one example; those of several sources agree in names and types.
-      stretch: What a record holds of which video, where its records are stretches of videos.
+      split: Split to read.
+      decode: Function that makes one example; the examples of several sources have the same names and types.
+      stretch: Function that returns the part of a video that a record holds; None if records are not parts of videos.
     """
 
     split: Split
@@ -92,7 +102,7 @@ class RecordSource(NamedTuple):
 
 
 class RecordReference(NamedTuple):
-    """A record, the seed of its augmentation, and the source that decodes it."""
+    """Position of a record, seed of its augmentation, and number of the source that decodes it."""
 
     path: str
     offset: int
@@ -105,11 +115,11 @@ References = Callable[[int], list[RecordReference]]
 
 
 class RecordExamples:
-    """Records of one or several sources. Training draws one record of a group by weight, evaluation visits all.
+    """Records of one or several sources; training draws one record per group by weight, evaluation visits all records.
 
     Args:
-      sources: What to read.
-      workers: Examples decoded at the same time; 0 leaves it to tf.data.
+      sources: Sources to read.
+      workers: Number of examples decoded in parallel; 0 leaves the choice to tf.data.
     """
 
     def __init__(self, *sources: RecordSource, workers: int = 0) -> None:
@@ -119,7 +129,11 @@ class RecordExamples:
         self.num_items = sum(int(source.split.records.sum()) for source in sources)
 
     def locate(self, place: Place) -> RecordReference:
-        """Return the record that is drawn of a group; raises DataError where an index is missing or damaged."""
+        """Draw a record of a group by weight.
+
+        Raises:
+          DataError: if an index is missing or damaged.
+        """
         split, rng = self.sources[place.source].split, np.random.default_rng(place.seed)
         rows = split.group(place.shard, place.group)
         cumulative = np.cumsum(rows["weight"])
@@ -148,14 +162,14 @@ class RecordExamples:
         return batches
 
     def dataset(self, references: References, first: int, last: int | None) -> tf.data.Dataset:
-        """Return the batches of `read` as a data set."""
+        """Return the batches of `read` as a `tf.data.Dataset`."""
         types = (tf.string, tf.int64, tf.int64, tf.int32)
 
         def plan(batch: np.int64) -> list[np.ndarray]:
             columns = zip(*references(int(batch)), strict=True)
             return [np.array(column, kind.as_numpy_dtype) for column, kind in zip(columns, types, strict=True)]
 
-        # Not from_generator: it makes TensorFlow give freed memory back at once, which costs a quarter of the speed.
+        # Not from_generator: with it, TensorFlow returns freed memory at once, which costs a quarter of the speed.
         batches = tf.data.Dataset.counter(first) if last is None else tf.data.Dataset.range(first, last)
         local = len(references(first))
         planned = batches.map(
@@ -176,7 +190,10 @@ class RecordExamples:
         return tf.switch_case(source, [functools.partial(own.decode, serialised, seed) for own in self.sources])
 
     def bytes_per_hour(self, sample: int = 8) -> float | None:
-        """Return the disk use of an hour of video, from the first shards; None if no source holds such records."""
+        """Return the disk use of an hour of video in bytes, measured on the first `sample` shards of each source.
+
+        It is None if no source has records that are parts of videos.
+        """
         size, seconds, video, reached = 0, 0.0, "", 0.0
         for source in self.sources:
             for path in source.split.paths[:sample] if source.stretch else ():
@@ -195,9 +212,9 @@ _open: weakref.WeakSet[Iterator[dict[str, np.ndarray]]] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    # TensorFlow's threads call Python: a reader that outlives the interpreter never ends, and nor does the interpreter.
+    # TensorFlow's threads call Python. A reader that is still open at exit would keep the interpreter from ending.
     for batches in list(_open):
-        with suppress(ValueError):  # another thread is in it
+        with suppress(ValueError):  # another thread is reading from it
             batches.close()
 
 
@@ -213,7 +230,7 @@ def _read(
         except tf.errors.OpError as error:
             failure = error
         if failure is not None:
-            # The error would keep the iterator, and its threads, as long as somebody keeps the error.
+            # The error's frames would keep the iterator and its threads alive as long as the error is.
             traceback.clear_frames(failure.__traceback__)
             del iterator
             places = references(number)
@@ -225,7 +242,7 @@ def _read(
 
 
 def _find_undecodable(examples: RecordExamples, places: Iterable[RecordReference]) -> str | None:
-    """Return one line naming the first of these undamaged records whose content cannot be decoded, or None."""
+    """Return one line that names the first of these records whose content cannot be decoded; None if all can."""
     for path, offset, seed, source in places:
         try:
             serialised = records.read_record(tf.constant(path), tf.constant(offset, tf.int64))
@@ -234,7 +251,7 @@ def _find_undecodable(examples: RecordExamples, places: Iterable[RecordReference
             reason = records.plain(error)
             return f"{path}: cannot decode the record at byte {offset} ({reason}); delete the shard and make it again"
         except Exception:
-            return None  # no matter of the data: the first error stands
+            return None  # the data are not the cause, so the caller raises the first error
     return None
 
 
@@ -242,11 +259,11 @@ def read_features(split: Split, features: Mapping[str, Any]) -> Iterator[dict[st
     """Yield some features of every record of a split, in order; the bytes of all others are not read.
 
     Args:
-      split: Whose records.
+      split: Split to read.
       features: TFDS features by name.
 
     Raises:
-      DataError: where there is no undamaged record.
+      DataError: if a record is damaged.
     """
     wanted = tfds.features.FeaturesDict(features)
     for number, path in enumerate(split.paths):
@@ -256,14 +273,14 @@ def read_features(split: Split, features: Mapping[str, Any]) -> Iterator[dict[st
 
 
 def _read_parts(file: BinaryIO, path: Path, offset: int, names: Container[str]) -> bytes:
-    """Return a serialised example with some of its features alone.
+    """Return a serialised example that has only the features of the given names.
 
-    A TFRecord frames an example with 12 bytes before it; an example is one field, its features, and each of those is
-    one field of a map whose key comes first: tag, length, content (protocol buffers' wire format).
+    A TFRecord has 12 bytes before an example. An example has one field, a map of features. Every entry of the map is a
+    field, whose key comes first. Fields consist of tag, length and content (wire format of protocol buffers).
     """
 
     def enter() -> int:
-        """Step into the field that begins here, and return where it ends."""
+        """Read tag and length of the field that begins here, and return the position of its end, bytes."""
         tag, length, shift = file.read(1), 0, 0
         while tag == b"\n":
             (byte,) = file.read(1) or b"\0"

@@ -1,12 +1,12 @@
-"""Data sets on disk: TFRecord shards that TFDS reads, with an index beside them.
+"""Data sets on disk: TFRecord shards that TFDS reads, each with an index.
 
     DIR/NAME-SPLIT.tfrecord-00003-of-00128   examples, serialised by TFDS features
-    DIR/NAME-SPLIT.index-00003-of-00128.npy  where each record begins, its group and its weight
+    DIR/NAME-SPLIT.index-00003-of-00128.npy  offset, group and weight of every record
     DIR/features.json, dataset_info.json     TFDS metadata: `tfds.builder_from_directory(DIR)`
-    DIR/protocol.json                        how the records were made, and the groups of every shard
-    DIR/NAME-SPLIT.begun.json                what the preparation began with, so that no other one resumes it
+    DIR/protocol.json                        settings of the preparation, and the groups of every shard
+    DIR/NAME-SPLIT.begun.json                settings that the preparation began with, so that no other one resumes it
 
-A group is what an epoch counts (a video); its records are alternatives, drawn by weight.
+A group is the unit that an epoch counts (a video). Its records are alternatives, drawn by weight.
 """
 
 import collections
@@ -30,7 +30,7 @@ from vlm_jax.data.protocol import PROTOCOL, read_protocol
 from vlm_jax.errors import DataError
 from vlm_jax.files import replacing, write_atomically, write_json
 
-# TensorFlow only reads and decodes: the GPU is for the model.
+# TensorFlow only reads and decodes; the GPU is left to the model.
 tf.config.set_visible_devices([], "GPU")
 tf.get_logger().setLevel(logging.ERROR)
 logging.getLogger("absl").addFilter(lambda record: "is deprecated. Please change your code" not in record.getMessage())
@@ -41,12 +41,12 @@ INDEX = np.dtype([("offset", "<i8"), ("group", "<i4"), ("weight", "<f8")])
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One example to be written.
+    """Example to be written.
 
     Attributes:
-      example: By feature name.
+      example: Values by feature name.
       group: Number of its group within the shard, not decreasing.
-      weight: Relative chance among the records of its group.
+      weight: Relative probability among the records of its group.
     """
 
     example: Mapping[str, Any]
@@ -56,15 +56,15 @@ class Record:
 
 @dataclasses.dataclass(frozen=True)
 class Skip:
-    """An item that gives no record, or one that is to be known about, and why.
+    """Item that gives no record, or whose record has a remark, and the reason.
 
     Attributes:
-      item: Its name.
-      reason: A few words, the same for all items alike.
-      detail: What was found.
-      kept: Whether the item gives its record all the same.
-      files: Files that may mend it, each the name of a source and the path below it, such as `videos/a.mp4`. When one
-        of them appears or changes, the same preparation makes the shard again.
+      item: Name of the item.
+      reason: Reason in a few words, the same for all items with this problem.
+      detail: Description of what was found.
+      kept: If true, the item gives its record nevertheless.
+      files: Files that may solve the problem, each as the name of a source and the path below it, such as
+        `videos/a.mp4`. If one of them appears or changes, the same preparation makes the shard again.
     """
 
     item: str
@@ -75,17 +75,17 @@ class Skip:
 
 
 def shard_path(directory: Path, name: str, split: str, index: int, count: int) -> Path:
-    """Path of a shard's records."""
+    """Return the path of a shard's records."""
     return directory / f"{name}-{split}.tfrecord-{index:05d}-of-{count:05d}"
 
 
 def index_path(records: Path) -> Path:
-    """Path of the index that belongs to a shard's records."""
+    """Return the path of the index that belongs to a shard's records."""
     return records.with_name(records.name.replace(".tfrecord-", ".index-") + ".npy")
 
 
 def skipped_path(records: Path) -> Path:
-    """Path of the list of items that a shard leaves out."""
+    """Return the path of the list of items that a shard leaves out."""
     return records.with_name(records.name.replace(".tfrecord-", ".skipped-") + ".csv")
 
 
@@ -95,9 +95,15 @@ def write_shard(
     records: Iterable[Record | Skip],
     sources: Mapping[str, Path] | None = None,
 ) -> None:
-    """Writes one shard, its list of skipped items and its index under temporary names, then renames them.
+    """Write one shard, its list of skipped items and its index, each under a temporary name that is then changed.
 
-    The index comes last: where it lies, the shard is whole. `sources` says where the sources of `Skip.files` are.
+    The index is written last: if it exists, the shard is complete.
+
+    Args:
+      path: File of the records.
+      features: TFDS features that serialise an example.
+      records: Records to write, and items to list as skipped.
+      sources: Folders of the sources of `Skip.files`, by name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     rows, skipped, offset = [], [], 0
@@ -108,7 +114,7 @@ def write_shard(
                 skipped.append((*_cells(record), json.dumps(states)))
                 continue
             serialised = features.serialize_example(record.example)
-            # TFDS leaves the order of the fields to chance; a shard must come out the same every time.
+            # TFDS writes the fields in no fixed order; a shard must have the same bytes every time.
             serialised = tf.train.Example.FromString(serialised).SerializeToString(deterministic=True)
             writer.write(serialised)
             rows.append((offset, record.group, record.weight))
@@ -121,7 +127,7 @@ def write_shard(
 
 
 def read_skipped(records: Path) -> list[Skip]:
-    """Return the items that a finished shard left out or remarked on."""
+    """Return the items that a finished shard left out or has a remark on."""
     return [
         Skip(row["item"], row["reason"], row["detail"], row.get("kept") == "yes", tuple(_states(row)))
         for row in _skipped_rows(records)
@@ -129,7 +135,7 @@ def read_skipped(records: Path) -> list[Skip]:
 
 
 def has_changed_files(records: Path, sources: Mapping[str, Path]) -> bool:
-    """Whether a file on whose account a finished shard skipped an item has appeared, changed or gone since."""
+    """Return whether a file behind a skipped item of a finished shard has appeared, changed or gone since."""
     return any(
         _file_state(file, sources) != state for row in _skipped_rows(records) for file, state in _states(row).items()
     )
@@ -144,7 +150,7 @@ def _states(row: Mapping[str, str]) -> dict[str, list[int] | None]:
 
 
 def _file_state(file: str, sources: Mapping[str, Path]) -> list[int] | None:
-    """Size (bytes) and time of change (ns) of a file of a source; None where there is none."""
+    """Return size (bytes) and time of change (ns) of a file of a source; None if there is no such file."""
     source, _, name = file.partition("/")
     try:
         status = (sources[source] / name).stat()
@@ -164,10 +170,10 @@ def _csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
 
 
 def read_index(records: Path) -> np.ndarray:
-    """The index of a shard, one row of type `INDEX` a record.
+    """Read the index of a shard, which has one row of type `INDEX` per record.
 
     Raises:
-      DataError: where it is missing or damaged.
+      DataError: if it is missing or damaged.
     """
     path = index_path(records)
     try:
@@ -195,15 +201,23 @@ def finalize(
     features: tfds.features.FeaturesDict,
     protocol: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Checks that every shard of a split is there and writes the metadata and `skipped.csv`, which lists all splits.
+    """Check that every shard of a split exists, then write the metadata and `skipped.csv`, which lists all splits.
+
+    Args:
+      directory: Folder of the data set.
+      name: Name of the data set.
+      split: Name of the split.
+      count: Number of shards.
+      features: TFDS features of the records.
+      protocol: Statements of the data set by key.
 
     Returns:
-      Numbers of `records`, `groups` and `bytes`, and `skipped` and `remarked`, how many items were left out for each
-      reason, and how many were kept in spite of one.
+      Numbers of `records`, `groups` and `bytes`; `skipped`, the number of items left out by reason; and `remarked`, the
+      number of items kept with a remark by reason.
 
     Raises:
-      DataError: listing shards that are missing, where the split holds no record, or where the folder belongs to
-        another data set.
+      DataError: if shards are missing (it lists them), the split has no record, or the folder belongs to another data
+        set.
     """
     paths = [shard_path(directory, name, split, index, count) for index in range(count)]
     missing = [number for number, path in enumerate(paths) if not (path.exists() and index_path(path).exists())]
@@ -257,7 +271,7 @@ def finalize(
 
 
 def _ranges(numbers: list[int], most: int = 30) -> str:
-    """Ascending numbers as '0,3-6,9', which is also how job arrays are told."""
+    """Format ascending numbers as '0,3-6,9', a form that job arrays accept."""
     edges = [numbers[0], *(n for a, b in itertools.pairwise(numbers) if b > a + 1 for n in (a, b)), numbers[-1]]
     pairs = list(zip(edges[::2], edges[1::2], strict=True))
     more = f" and {len(pairs) - most} more stretches" if pairs[most:] else ""
@@ -265,7 +279,7 @@ def _ranges(numbers: list[int], most: int = 30) -> str:
 
 
 def read_record(path: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
-    """The serialised record that begins at a byte of a TFRecord file; its checksums are verified."""
+    """Read the serialised record at an offset (bytes) of a TFRecord file; its checksums are verified."""
     variant = tf.raw_ops.TFRecordDatasetV2(
         filenames=[path], compression_type="", buffer_size=tf.constant(1 << 18, tf.int64), byte_offsets=[offset]
     )
@@ -274,12 +288,16 @@ def read_record(path: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
 
 
 def plain(error: Exception) -> str:
-    """The first line of an error's text, without TensorFlow's notes on where in a graph it was raised."""
+    """Return the first line of an error's text, without TensorFlow's notes on the graph node that raised it."""
     return re.sub(r"\{\{.*?\}\} ?| ?\[Op:\w+\]", "", str(error).strip()).splitlines()[0].strip()
 
 
 def find_damage(places: Iterable[tuple[str, int]]) -> str | None:
-    """Says which of some records, each a path and an offset, is the first that cannot be read; None if all can."""
+    """Return one line that names the first record that cannot be read; None if all can.
+
+    Args:
+      places: Path and offset (bytes) of every record.
+    """
     for path, offset in places:
         try:
             read_record(tf.constant(path), tf.constant(offset, tf.int64))

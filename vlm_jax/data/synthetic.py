@@ -1,4 +1,4 @@
-"""A pipeline of synthetic batches, for smoke runs and benchmarks: no files, no TensorFlow."""
+"""Pipeline of synthetic batches for smoke runs and benchmarks, without files and without TensorFlow."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -19,7 +19,11 @@ class ArraySpec(Protocol):
 class SyntheticPipeline(StatefulPipeline):
     """Endless noise in the shapes of a training batch; batch n is the same on any number of processes.
 
-    uint8 values cover their range, other integers lie in 0 to 9, floats in [0, 1).
+    uint8 values are uniform over their range, other integers over 0 to 9, floats over [0, 1).
+
+    Args:
+      specs: Shape and type of every array of the global batch, by name.
+      shard: Part of every batch that this process supplies.
     """
 
     def __init__(self, specs: Mapping[str, ArraySpec], shard: DataShard) -> None:
@@ -27,11 +31,11 @@ class SyntheticPipeline(StatefulPipeline):
         self.specs = specs
 
     def epoch_examples(self) -> int:
-        """Noise has no epochs."""
+        """Return 0, because noise has no epochs."""
         return 0
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """Batches from the current position on."""
+        """Yield batches from the current position on."""
         local = self.shard.local_batch_size
         rows = slice(self.shard.index * local, (self.shard.index + 1) * local)
         while True:

@@ -1,4 +1,4 @@
-"""Reads and writes Paddle's `.pdparams` files without Paddle, running nothing that a file asks for."""
+"""Reader and writer of Paddle's `.pdparams` files, without Paddle and without executing code from a file."""
 
 import os
 import pickle
@@ -13,18 +13,18 @@ from vlm_jax.interop.torch_files import TorchFileError, load_pickle
 
 
 class PaddleFileError(UserError):
-    """A file that cannot be read: one line with the file's name, and what was wrong."""
+    """File that cannot be read; one line with the file's name and the fault."""
 
 
 def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of a `.pdparams` or `.pdopt` file, which is a pickled dict, by name.
+    """Load the arrays of a `.pdparams` or `.pdopt` file, which is a pickled dict, by name.
 
-    Other entries under a name are metadata and are left out. The pickle is read as `torch_files.load_pickle` reads it:
-    only what makes arrays and plain containers is ever called.
+    Entries that are not arrays are metadata and are left out. The pickle is read by `torch_files.load_pickle`, which
+    only calls functions that make arrays and plain containers.
 
     Raises:
-      PaddleFileError: for an older form (a folder with a file per variable, or variables one after the other without
-        names), a damaged file, another pickle, or one that asks for anything beyond arrays.
+      PaddleFileError: if the file has an older form (a folder with one file per variable, or variables without names),
+        is damaged, is another pickle, or asks for anything beyond arrays.
     """
     if Path(path).is_dir():
         raise PaddleFileError(
@@ -56,6 +56,6 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def save(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays as a `.pdparams` file (pickle protocol 2), under a temporary name that is then changed."""
+    """Write arrays as a `.pdparams` file (pickle protocol 2), under a temporary name that is then changed."""
     content = pickle.dumps({name: np.asarray(array) for name, array in arrays.items()}, protocol=2)
     write_atomically(Path(path), content)

@@ -1,6 +1,6 @@
-"""Files that the references published: what is known of one, and how it is fetched.
+"""Files that the reference implementations published: their descriptions, and their download.
 
-`VLM_JAX_MIRROR` names a place to fetch all of them from instead, an address or a folder that holds NAME/FILE.
+`VLM_JAX_MIRROR` is a URL or a folder that holds NAME/FILE; if it is set, all files are fetched from there instead.
 """
 
 import hashlib
@@ -18,18 +18,18 @@ from vlm_jax.interop.rules import ConversionError
 
 MIRROR = "VLM_JAX_MIRROR"
 PAGES = ("drive.google.com", "forms.gle", "mediafire.com")
-"""Addresses of pages that want a browser: they answer a program with a form."""
+"""Hosts that need a browser, because they answer a program with a form."""
 
 
 @dataclass(frozen=True)
 class Released:
-    """A published checkpoint.
+    """Published checkpoint.
 
     Attributes:
-      url: Of the file; its ending tells the form. Where no address is known, a name of our own.
-      origin: The repository that names it.
-      beside: Further files that are read with it: config key -> url.
-      sha256: Digests in hexadecimal, by address, where they are known.
+      url: URL of the file, whose ending gives the format; a name of our own if no URL is known.
+      origin: Repository that publishes it.
+      beside: URLs of further files that are read with it, by config key.
+      sha256: Known SHA-256 digests in hexadecimal, by URL.
     """
 
     url: str
@@ -39,12 +39,12 @@ class Released:
 
 
 class ReleasedData(NamedTuple):
-    """Published files that are no checkpoint: features, captions, word vectors.
+    """Published files other than checkpoints, such as features, captions and word vectors.
 
     Attributes:
-      what: What they are, in a few words.
-      origin: The repository that names them.
-      files: Addresses by the name under which a file is kept.
+      what: Description in a few words.
+      origin: Repository that publishes them.
+      files: URLs by the file name on disk.
     """
 
     what: str
@@ -53,17 +53,17 @@ class ReleasedData(NamedTuple):
 
 
 def fetch(url: str, folder: Path, origin: str, name: str = "", sha256: str = "") -> Path:
-    """The file of an address, from the folder if it lies there already, else over the network into it.
+    """Return the path of a published file, after downloading it if the folder does not have it.
 
     Args:
-      url: The address, or a name of our own for a file that has none by itself.
-      folder: Where files are kept; its last part is the name of what was published.
-      origin: Who names it.
-      name: Under which it is kept; the address's last part if not given.
-      sha256: Its digest in hexadecimal, checked when it is fetched.
+      url: URL of the file, or a name of our own if no URL is known.
+      folder: Folder that files are kept in; its last part is the name of the release.
+      origin: Repository that publishes the file, for the message.
+      name: File name on disk; the last part of the URL if not given.
+      sha256: SHA-256 digest in hexadecimal, checked after a download; '' checks nothing.
 
     Raises:
-      ConversionError: where it cannot be had; the line says what to put where.
+      ConversionError: if it cannot be downloaded; the line says where to put the file.
     """
     path = folder / (name or url.rsplit("/", 1)[-1])
     if path.exists():

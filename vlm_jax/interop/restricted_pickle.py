@@ -1,7 +1,8 @@
-"""Runs pickles of strangers: only listed names are called, and memory and depth are limited by the size of the file.
+"""Unpickler for untrusted files: only listed names are called, and memory and depth are limited.
 
-`PLAIN_NAMES` has the names of plain containers and numpy arrays. What else a format needs is a table of the same form:
-every function takes the `Budget` of its file first and charges it before it allocates.
+The limit on memory is proportional to the size of the file. `PLAIN_NAMES` has the names of plain containers and numpy
+arrays. A format that needs more names adds a table of the same form. Every function of a table takes the `Budget` of
+its file as the first argument and charges it before allocating.
 """
 
 import functools
@@ -17,46 +18,54 @@ import numpy as np
 from vlm_jax.errors import UserError
 
 MAX_DEPTH = 64
-"""Containers inside each other; configs stored in checkpoints have fewer than ten."""
-_FREE, _FACTOR = 1 << 20, 16  # bytes that every file may make, and bytes for each byte of the file
+"""Largest depth of nested containers; configs stored in checkpoints have fewer than ten levels."""
+_FREE, _FACTOR = 1 << 20, 16  # bytes that every file may take in memory, and further bytes per byte of the file
 _ENTRY = 64  # bytes charged for an entry of a dict or set
-_LARGE_READ = 1 << 16  # bytes; shorter reads are not worth asking for the position in the file
-_MAX_DIMENSIONS = 64  # of a numpy array
+_LARGE_READ = 1 << 16  # bytes; for shorter reads, a check of the position in the file costs more than it saves
+_MAX_DIMENSIONS = 64  # axes that a numpy array may have
 
 Names = Mapping[tuple[str, str], Any]
 
 
 class TorchFileError(UserError):
-    """A file that cannot be read: one line with the file's name and what was wrong."""
+    """File that cannot be read; one line with the file's name and the fault."""
 
 
 class UnsafePickleError(TorchFileError):
-    """A pickle that asks for something outside the allow-list; it was rejected and nothing was run."""
+    """Pickle that asks for something outside the allow-list; it is rejected and nothing is executed."""
 
 
 class Budget:
-    """Limits what one file makes in memory, in proportion to its size.
+    """Limit on the memory that one file may take, in proportion to its size.
 
     Args:
-      file_size: Bytes of the file.
+      file_size: Size of the file, bytes.
     """
 
     def __init__(self, file_size: int) -> None:
         self.file_size = file_size
         self._limit = self._left = _FREE + _FACTOR * file_size
-        self._measures: dict[int, tuple[Any, int, int]] = {}  # id -> the object, which keeps its id; depth; size
+        # id -> (object, depth, size). The object is held so that its id is not reused.
+        self._measures: dict[int, tuple[Any, int, int]] = {}
 
     def take(self, size: int) -> None:
-        """Charge bytes or elements; raises TorchFileError where the file asks for more than its size allows."""
+        """Charge a number of bytes or elements.
+
+        Raises:
+          TorchFileError: if the file has asked for more than its size allows.
+        """
         self._left -= size
         if self._left < 0:
             raise TorchFileError(f"its values take more than {self._limit} bytes, too many for {self.file_size} bytes")
 
     def enclose(self, container: Any) -> Any:
-        """Return a tuple, frozenset or object array unchanged, once its depth and its unshared size were checked.
+        """Return a tuple, frozenset or object array unchanged, after checking its depth and its unshared size.
 
-        Such containers are hashed, printed and freed by recursion in C, which ends the process when they are deep and
-        takes exponential time when their parts are shared. As they never change, measuring them once is enough.
+        Such containers are hashed, printed and freed by recursion in C. This crashes the process if they are deep, and
+        takes exponential time if their parts are shared. As they never change, measuring them once is enough.
+
+        Raises:
+          TorchFileError: if the container is too deep or too large.
         """
         parts = _parts(container)
         measures = [self._measures[id(part)] for part in parts if id(part) in self._measures]
@@ -67,8 +76,13 @@ class Budget:
         return container
 
     def check_tree(self, tree: Any) -> None:
-        """Check a whole tree: its depth, its size with every shared part counted again, and that it has no cycle."""
-        measures: dict[int, tuple[int, int] | None] = {}  # of containers; None while their parts are visited
+        """Check a whole tree: its depth, its size with every shared part counted again, and that it has no cycle.
+
+        Raises:
+          TorchFileError: if one of the checks fails.
+        """
+        # id of a container -> (depth, size), or None while its parts are visited
+        measures: dict[int, tuple[int, int] | None] = {}
         pending = [(tree, False)] if _is_container(tree) else []
         while pending:
             container, visited = pending.pop()
@@ -100,7 +114,7 @@ def _is_container(value: Any) -> bool:
 
 
 def _parts(container: Any) -> Sequence:
-    """What a container holds."""
+    """Return the elements of a container; for a dict, its keys and values."""
     if isinstance(container, dict):
         return [*container.keys(), *container.values()]
     if isinstance(container, np.ndarray):
@@ -109,12 +123,15 @@ def _parts(container: Any) -> Sequence:
 
 
 def _weight(value: Any) -> int:
-    """Bytes or elements of a value that is no container."""
+    """Return the size of a value that is not a container, in bytes or elements, whichever is larger."""
     return max(value.nbytes, value.size) if isinstance(value, np.ndarray) else 1
 
 
 class Unfinished(dict):
-    """A numpy dtype, a numpy array or a Namespace until BUILD brings its state; an empty Namespace stays this dict."""
+    """Placeholder for a numpy dtype, a numpy array or a Namespace, until the opcode BUILD supplies its state.
+
+    An empty Namespace has no BUILD and stays this empty dict.
+    """
 
     def __init__(self, finish: Callable[[Any], Any]) -> None:
         self.finish = finish
@@ -122,18 +139,18 @@ class Unfinished(dict):
 
 
 class Unpickler(pickle._Unpickler):
-    """The standard library's Python unpickler, in which globals are only ever answered from `names`.
+    """Unpickler of the standard library (in Python) whose globals all come from `names`.
 
     The functions of `names` are thus the only callables that a pickle can reach. The Python version is used, not the C
-    one, because BUILD must be replaced: there it can set attributes of classes and functions.
+    one, because the opcode BUILD must be replaced: the original can set attributes of classes and functions.
 
     Args:
-      stream: Where the pickle begins; it is read up to the end of the pickle.
-      budget: Of the file.
-      encoding: Of 8-bit strings written by Python 2.
-      names: The objects that the pickle may ask for; functions are given the budget first.
-      storage: Returns a storage from the rest of its persistent id, where the format has them.
-      size: Bytes of the stream where it is not the file itself.
+      stream: Stream at the beginning of the pickle; it is read up to the end of the pickle.
+      budget: Budget of the file.
+      encoding: Encoding of 8-bit strings written by Python 2.
+      names: Objects that the pickle may ask for, by module and name; functions take the budget as first argument.
+      storage: Function that returns a storage from the rest of its persistent id; None if the format has no storages.
+      size: Size of the stream in bytes; that of the file if not given.
     """
 
     def __init__(
@@ -191,7 +208,7 @@ class Unpickler(pickle._Unpickler):
 
 
 def _read(stream: BinaryIO, end: int, size: int) -> bytes:
-    """Read bytes after a check of how many are left: the length in a pickle is only a claim."""
+    """Read bytes after checking that the stream has them, as the length in a pickle is only a claim."""
     if size > _LARGE_READ and size > end - stream.tell():
         raise TorchFileError(f"truncated, it ends inside a value of {size} bytes")
     return stream.read(size)
@@ -215,7 +232,7 @@ def _finishing(load: Callable) -> Callable:
 
 
 def _filling(load: Callable, kind: type, marked: bool) -> Callable:
-    """Fill containers of one type only: the standard library calls methods of whatever lies there."""
+    """Wrap an opcode so that it fills containers of one type only; the original calls methods of any object."""
 
     def load_into(unpickler: Unpickler) -> None:
         filled = unpickler.metastack[-1][-1] if marked else unpickler.stack[-2 if kind is list else -3]
@@ -239,25 +256,25 @@ for _opcodes, _kind in {b"ae": list, b"su": dict, b"\x90": set}.items():
 
 
 def _check_keys(keys: Iterable) -> None:
-    """Reject nested tuples: no format has such keys, and hashing them is recursion in C."""
+    """Reject keys that are nested tuples: no format has such keys, and hashing them is recursion in C."""
     if any(isinstance(part, tuple) for key in keys if isinstance(key, tuple) for part in key):
         raise TorchFileError("a dict key or set element is a nested tuple")
 
 
 def are_counts(values: Any) -> bool:
-    """Whether these are as many sizes as an array can have, none negative."""
+    """Return whether values can be the shape of an array: at most 64 integers from 0 to 2^63 - 1."""
     are_few = isinstance(values, tuple | list) and len(values) <= _MAX_DIMENSIONS
     return are_few and all(isinstance(value, int) and 0 <= value < 1 << 63 for value in values)
 
 
 def shown(value: Any) -> str:
-    """Words for a value in a message; only plain values are printed, as printing others may take forever."""
+    """Return a value as text for a message; only plain values are printed, as printing others may take forever."""
     plain = isinstance(value, str | int | float) or are_counts(value)
     return reprlib.repr(value) if plain else f"a {type(value).__name__}"
 
 
 def make_dict(budget: Budget, items: Any = ()) -> dict:
-    """Return a dict of a dict or of pairs."""
+    """Make a dict from a dict or from pairs."""
     budget.take(_ENTRY * len(items))
     pairs = list(items.items() if isinstance(items, dict) else items)
     _check_keys(key for key, _ in pairs)
@@ -310,7 +327,7 @@ def _reconstruct(budget: Budget, *unused: Any) -> Unfinished:
 
 
 def flat_names(modules: Mapping[str, Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
-    """Return a table by (module, name) of one by module."""
+    """Flatten a table {module: {name: value}} to {(module, name): value}."""
     return {(module, name): value for module, names in modules.items() for name, value in names.items()}
 
 

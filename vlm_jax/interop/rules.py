@@ -1,7 +1,7 @@
-"""The mapping between the names of a reference checkpoint and the paths of Flax variables, as a list of rules.
+"""Rules that map the names of a reference checkpoint to the paths of Flax variables, and back.
 
 A source name is dotted ('net.conv1.weight'); a target path uses slashes ('params/net/conv1/kernel'). A rule pairs a
-template of each; within a template `{name}` stands for one or more characters of a segment and `{name*}` for one or
+template of each. In a template, `{name}` stands for one or more characters of a segment. `{name*}` stands for one or
 more whole segments, whose separators are translated.
 """
 
@@ -16,16 +16,16 @@ import numpy as np
 from vlm_jax.errors import UserError
 
 _FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)(\*?)\}")
-_SHOWN = 10  # names of each kind in an error message
+_SHOWN = 10  # names per kind in an error message
 
 
 class ConversionError(UserError):
-    """Names or shapes that do not fit the rules; the first line counts them, the next ones list them by kind."""
+    """Error of a conversion; if names or shapes do not fit the rules, further lines list them by kind."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A change of layout from the reference to Flax and its inverse. Results may share memory with their input."""
+    """Change of layout from the reference to Flax, and its inverse; results may share memory with their input."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     inverse: Callable[[np.ndarray], np.ndarray]
@@ -47,11 +47,20 @@ WINDOW_BIAS = Transform(lambda array: array[0, 0], lambda array: array[None, Non
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One line of the mapping: arrays named like `source` live at `target`, changed by `transform`.
+    """Rule that maps the arrays whose names match `source` to `target`, in the layout that `transform` gives.
 
-    A rule without a target (see `Rule.dropped`) recognises names that Flax has no variable for. Its `value` is written
-    back for every target path that matches `like`. Raises ValueError for templates that are malformed, or whose fields
-    differ.
+    A rule without a target (see `Rule.dropped`) matches names that Flax has no variable for. Its `value` is written
+    back for every target path that matches `like`.
+
+    Attributes:
+      source: Template of names in the reference.
+      target: Template of paths in Flax; None drops the names.
+      transform: Change of layout.
+      like: Template of target paths, for a dropped name that is written back.
+      value: Value that is written back.
+
+    Raises:
+      ValueError: if a template is malformed, or the fields of two templates differ.
     """
 
     source: str
@@ -72,19 +81,25 @@ class Rule:
 
     @classmethod
     def dropped(cls, source: str, like: str | None = None, value: np.ndarray | np.generic | None = None) -> "Rule":
-        """A rule for names that `convert` ignores; `invert` writes `value` for each target path that matches `like`."""
+        """Make a rule for names that `convert` drops; `invert` writes `value` for each path that matches `like`."""
         return cls(source, None, like=like, value=value)
 
 
 def convert(
     source: Mapping[str, np.ndarray], rules: Sequence[Rule], expected: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Turns a reference's arrays into nested variables ({'params': {...}, 'batch_stats': {...}}).
+    """Convert the arrays of a reference to nested variables ({'params': {...}, 'batch_stats': {...}}).
 
-    The first rule that matches a name is used; arrays keep their dtype. `expected` is a nested tree whose leaves have a
-    `.shape`; the result must have its paths and shapes. Raises ConversionError with all names that no rule uses,
-    targets given twice, arrays with the wrong number of axes for their rule and, with `expected`, paths not filled,
-    unknown paths and shape mismatches.
+    The first rule that matches a name is used. Arrays keep their dtype.
+
+    Args:
+      source: Arrays by their names in the reference.
+      rules: Mapping of names to paths.
+      expected: Nested tree whose leaves have a `.shape`; the result must have its paths and shapes.
+
+    Raises:
+      ConversionError: listing all names that no rule uses, targets given twice and arrays with the wrong number of axes
+        for their rule; with `expected`, also paths not filled, unknown paths and shape mismatches.
     """
     problems = _Problems("cannot convert")
     filled: dict[str, np.ndarray] = {}
@@ -114,11 +129,14 @@ def convert(
 
 
 def invert(variables: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.ndarray]:
-    """Turns nested variables back into the reference's names and layout; the inverse of `convert` by the same rules.
+    """Convert nested variables to the reference's names and layout, as the inverse of `convert` by the same rules.
 
     The first rule whose target matches a path is used, so rules with overlapping templates must overlap in the same
-    order on both sides. Names that `convert` dropped come back with their rule's value. Raises ConversionError with all
-    paths that no rule covers, names given twice and arrays with the wrong number of axes.
+    order on both sides. Names that `convert` dropped come back with their rule's value.
+
+    Raises:
+      ConversionError: listing all paths that no rule covers, names given twice, and arrays with the wrong number of
+        axes.
     """
     problems = _Problems("cannot invert")
     result: dict[str, np.ndarray] = {}
@@ -144,9 +162,10 @@ def invert(variables: Mapping[str, Any], rules: Sequence[Rule]) -> dict[str, np.
 
 
 def strip_prefix(source: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Removes `prefix` (such as 'module.') when all names have it; unchanged when none has.
+    """Remove `prefix` (such as 'module.') if all names have it; return the names unchanged if none has.
 
-    Raises ConversionError when only some names have it.
+    Raises:
+      ConversionError: if only some names have it.
     """
     without = [name for name in source if not name.startswith(prefix)]
     if len(without) == len(source):
@@ -159,9 +178,10 @@ def strip_prefix(source: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """{'a': {'b': leaf}} -> {'a/b': leaf}; empty branches vanish.
+    """Flatten {'a': {'b': leaf}} to {'a/b': leaf}; empty branches vanish.
 
-    Raises ConversionError for a key that cannot be a segment of a path.
+    Raises:
+      ConversionError: if a key cannot be a segment of a path.
     """
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
@@ -175,7 +195,11 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """{'a/b': leaf} -> {'a': {'b': leaf}}. Raises ConversionError when a path is both a leaf and a branch."""
+    """Nest {'a/b': leaf} to {'a': {'b': leaf}}, as the inverse of `flatten`.
+
+    Raises:
+      ConversionError: if a path is both a leaf and a branch.
+    """
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *parents, last = path.split("/")
@@ -191,7 +215,7 @@ def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Problems:
-    """Collects what is wrong by kind, so that one error shows all of it."""
+    """Collector of problems by kind, so that one error lists all of them."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -251,7 +275,11 @@ def _fill(template: str, fields: Mapping[str, str], separator: str, translated: 
 
 
 def _fields(template: str, separator: str) -> set[tuple[str, str]]:
-    """The (name, star) fields of a template. Raises ValueError if it is malformed."""
+    """Return the (name, star) fields of a template.
+
+    Raises:
+      ValueError: if the template is malformed.
+    """
     other = {".": "/", "/": "."}[separator]
     literals = _FIELD.sub("", template)
     if not template or other in literals or "{" in literals or "}" in literals:

@@ -1,8 +1,8 @@
-"""Reads and writes the files of `torch.save` without torch, running nothing that a file asks for.
+"""Reader and writer of the files of `torch.save`, without torch and without executing code from a file.
 
-A torch file is a pickle plus raw storages. `restricted_pickle` runs the pickle; it answers a fixed list of globals,
-`_NAMES`, and rejects every other. Both containers are read: the zip form (torch 1.6 and later) and the legacy form (a
-stream of pickles followed by the storages). What a file makes in memory is limited by its size.
+A torch file consists of a pickle and raw storages. `restricted_pickle` reads the pickle; it knows a fixed list of
+globals, `_NAMES`, and rejects every other. Both forms are read: the zip form (torch 1.6 and later) and the legacy form
+(a stream of pickles followed by the storages). The memory that a file takes is limited by its size.
 """
 
 import contextlib
@@ -33,25 +33,27 @@ from vlm_jax.interop.restricted_pickle import (
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _CHUNK = 1 << 24  # bytes read at a time, so that a storage is never held twice
-_STORAGE_CLASSES = {  # of torch, without the word Storage
+_STORAGE_CLASSES = {  # dtype -> class of torch, without the word Storage
     **{"float64": "Double", "float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "int64": "Long"},
     **{"int32": "Int", "int16": "Short", "int8": "Char", "uint8": "Byte", "bool": "Bool"},
     **{"complex64": "ComplexFloat", "complex128": "ComplexDouble"},
 }
-_UNTYPED_DTYPES = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")  # of untyped storages only
+_UNTYPED_DTYPES = ("uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")  # dtypes of untyped storages only
 _DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in (*_STORAGE_CLASSES, *_UNTYPED_DTYPES)}
 
 
 def load(path: str | os.PathLike) -> Any:
-    """Reads a file written by `torch.save` (.pth, .pt, .pth.tar), in the zip or the legacy form.
+    """Load a file written by `torch.save` (.pth, .pt, .pth.tar), in the zip or the legacy form.
 
     Tensors and parameters become writable numpy arrays (bfloat16 as `ml_dtypes.bfloat16`, 0-d tensors as 0-d arrays).
     Tensors that share a storage in the file share memory here, as they do in torch. OrderedDict, defaultdict, Counter
     and argparse.Namespace become dict, torch.Size a tuple, torch.device and torch.dtype a str ('cuda:0', 'float32').
     Strings written by Python 2 are decoded as latin-1.
-    Raises UnsafePickleError for a global that is not on the allow-list, and TorchFileError for a missing, truncated or
-    inconsistent file, for a tensor that reaches outside its storage, and for a file whose values would take far more
-    memory than its size explains (tensors that are expanded without being stored, for example).
+
+    Raises:
+      UnsafePickleError: if the file asks for a global that is not on the allow-list.
+      TorchFileError: if the file is missing, truncated or inconsistent, a tensor reaches outside its storage, or the
+        values take far more memory than the file's size explains (such as tensors expanded without being stored).
     """
     with _naming(path), open(path, "rb") as stream:
         is_zip = stream.read(4) == b"PK\x03\x04"
@@ -60,10 +62,14 @@ def load(path: str | os.PathLike) -> Any:
 
 
 def load_pickle(source: str | os.PathLike | bytes, encoding: str = "ASCII") -> Any:
-    """Reads a plain pickle, given as a path or as bytes, by the same restricted rules as `load`.
+    """Load a plain pickle by the same restricted rules as `load`.
 
-    `encoding` decodes the 8-bit strings of Python 2; numpy arrays pickled there need 'latin1'.
-    Raises UnsafePickleError and TorchFileError as `load` does.
+    Args:
+      source: Path of the pickle, or its bytes.
+      encoding: Encoding of the 8-bit strings of Python 2; numpy arrays pickled there need 'latin1'.
+
+    Raises:
+      UnsafePickleError, TorchFileError: in the same cases as `load`.
     """
     in_memory = isinstance(source, bytes)
     with _naming("<bytes>" if in_memory else source), io.BytesIO(source) if in_memory else open(source, "rb") as stream:
@@ -73,11 +79,17 @@ def load_pickle(source: str | os.PathLike | bytes, encoding: str = "ASCII") -> A
 
 
 def save(path: str | os.PathLike, tree: Any) -> None:
-    """Writes `tree` in the zip form, readable by `torch.load(path, weights_only=True)`.
+    """Write a tree in the zip form, which `torch.load(path, weights_only=True)` reads.
 
-    `tree` is made of dict (keys str or int, order kept), list, tuple, str, int, float, bool, None and numpy arrays or
-    scalars, which become tensors. Equal trees give equal bytes. The file is written beside `path` under a temporary
-    name and then renamed. Raises TypeError, before anything is written, naming the place of an unsupported object.
+    Equal trees give equal bytes. The file is written beside `path` under a temporary name and then renamed.
+
+    Args:
+      path: File to write.
+      tree: Tree of dict (keys str or int, in their order), list, tuple, str, int, float, bool, None and numpy arrays or
+        scalars, which become tensors.
+
+    Raises:
+      TypeError: naming the position of an unsupported object; nothing is written then.
     """
     arrays: list[np.ndarray] = []
     program = pickle.PROTO + b"\x02" + _pickled(tree, f"{path}: object", arrays) + pickle.STOP
@@ -92,7 +104,7 @@ def save(path: str | os.PathLike, tree: Any) -> None:
 
 @contextlib.contextmanager
 def _naming(name: str | os.PathLike) -> Iterator[None]:
-    """Turns whatever a damaged file provokes into one line that begins with the file's name."""
+    """Replace any error that a damaged file provokes by a TorchFileError of one line with the file's name."""
     try:
         yield
     except TorchFileError as error:
@@ -131,7 +143,7 @@ def _load_zip(stream: BinaryIO) -> Any:
 
 
 def _read_entry(archive: zipfile.ZipFile, name: str, budget: Budget, expected: int | None = None) -> np.ndarray:
-    """One archive entry as uint8 [bytes]; `expected` is the size that the pickle states for it."""
+    """Read an archive entry as uint8 `[N]`; `expected` is the size in bytes that the pickle states for it."""
     info, shown_name = archive.NameToInfo.get(name), repr(name[:100])
     if info is None:
         raise TorchFileError(f"the archive has no entry {shown_name}")
@@ -139,10 +151,10 @@ def _read_entry(archive: zipfile.ZipFile, name: str, budget: Budget, expected: i
         raise TorchFileError(f"entry {shown_name} is compressed or encrypted, expected it stored plainly")
     if expected is not None and info.file_size != expected:
         raise TorchFileError(f"entry {shown_name} holds {info.file_size} bytes, expected {expected}")
-    # Checked before the memory is taken, as the sizes in the directory are only claims.
+    # Check before allocating, as the sizes in the directory are only claims.
     if info.header_offset + info.file_size > archive.start_dir:
         raise TorchFileError(f"entry {shown_name} claims {info.file_size} bytes, more than the file has for it")
-    budget.take(info.file_size)  # many entries may lie over each other
+    budget.take(info.file_size)  # entries may overlap in the file
     buffer = np.empty(info.file_size, np.uint8)
     with archive.open(info) as stream:
         _fill(stream, buffer)
@@ -198,7 +210,10 @@ def _fill(stream: Any, buffer: np.ndarray) -> None:
 
 
 def _rebuild_tensor(budget: Budget, storage: Any, offset: int, size: tuple, stride: tuple, *unused: Any) -> np.ndarray:
-    """`unused` is requires_grad, the hooks and, in newer files, {'conj': bool, 'neg': bool}."""
+    """Build a tensor as a view of its storage.
+
+    `unused` has requires_grad, the hooks and, in newer files, {'conj': bool, 'neg': bool}.
+    """
     if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
         raise TorchFileError("a tensor is built on something that is not a storage")
     if not are_counts((offset,)) or not are_counts(size) or not are_counts(stride) or len(size) != len(stride):
@@ -212,12 +227,12 @@ def _rebuild_tensor(budget: Budget, storage: Any, offset: int, size: tuple, stri
     if last >= storage.size:
         raise TorchFileError(f"a tensor of shape {tuple(size)} reaches element {last} of a storage of {storage.size}")
     width = storage.dtype.itemsize
-    budget.take(math.prod(size) * width)  # strides of 0 make any shape of a single number
+    budget.take(math.prod(size) * width)  # strides of 0 expand a single number to any shape
     return np.ndarray(size, storage.dtype, storage.view(np.uint8), offset * width, [step * width for step in stride])
 
 
 def _rebuild_tensor_v3(budget: Budget, storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> np.ndarray:
-    """`rest` is that of `_rebuild_tensor` with the dtype in its third place; the storage is untyped."""
+    """Build a tensor from an untyped storage; `rest` is `unused` of `_rebuild_tensor` with the dtype at index 2."""
     return _rebuild_tensor(budget, storage.view(_DTYPES[rest[2]]), offset, size, stride, *rest[:2], *rest[3:])
 
 
@@ -255,11 +270,11 @@ _NAMES = PLAIN_NAMES | flat_names(
 
 
 class _Opcodes(bytes):
-    """A part of a pickle that is ready to be written."""
+    """Encoded part of a pickle."""
 
 
 def _pickled(value: Any, place: str, arrays: list[np.ndarray]) -> bytes:
-    """The opcodes that make `value`; arrays met on the way are appended to `arrays`, to be written as storages."""
+    """Return the opcodes that make `value`; its arrays are appended to `arrays`, to be written as storages."""
     if isinstance(value, _Opcodes):
         return value
     if value is None or type(value) in (bool, int, float, str):

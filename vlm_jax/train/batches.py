@@ -1,4 +1,4 @@
-"""Batches through a jitted function: read ahead in a thread, one batch in flight on the devices."""
+"""Batched prediction: batches are read ahead in a thread, and one batch is in flight on the devices."""
 
 import contextlib
 import queue
@@ -15,7 +15,7 @@ from vlm_jax.types import Batch, Outputs, Variables
 
 Item = TypeVar("Item")
 MARKS = ("mask", "index")
-"""Arrays of a batch that the prediction function does not see: 0 for padding, and the number of the item."""
+"""Arrays of a batch that the prediction function does not get: `mask` is 0 for padding, `index` the item's number."""
 
 
 def predict_batches(
@@ -26,20 +26,20 @@ def predict_batches(
     mesh: Mesh | None = None,
     gather: bool = False,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Predict batch after batch: one is read, one is on the devices, one is fetched.
+    """Predict batch after batch: while one is read, one is on the devices and one is fetched.
 
-    The function is compiled once per batch shape, also over several calls with the same `predict` object.
+    The function is compiled once per batch shape, even over several calls with the same `predict` object.
 
     Args:
-      predict: Outputs of a batch, examples first; jitted here.
+      predict: Function from variables and a batch to outputs, examples along the first axis; jitted here.
       variables: Variables of the model. Those that are not on the devices are copied there once.
-      batches: Padded batches with `mask` [B] and `index` [B]; of several processes, each supplies its part.
+      batches: Padded batches with `mask` `[B]` and `index` `[B]`; every process supplies its own part.
       mesh: Devices over which the batch is sharded; without one, a batch runs on the default device of this process.
-      gather: Yield the items of all processes, on every process, in place of this process's own.
+      gather: If true, every process yields the items of all processes instead of its own.
 
     Yields:
-      (index [n], outputs [n, ...]) of the real items of one batch, in the order of the batch. Close the iterator
-      where it is not exhausted.
+      (index `[n]`, outputs `[n, ...]`) of the real items of one batch, in the order of the batch. Close the iterator
+      if it is not exhausted.
     """
     variables = sharding.replicate(mesh, variables)
     run = jax.jit(predict) if mesh is None else jax.jit(predict, out_shardings=sharding.batch_sharding(mesh))
@@ -64,7 +64,10 @@ def predict_batches(
 
 
 def read_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
-    """Yield the same items, made in a thread of their own, `ahead` of them in advance, until it is closed."""
+    """Yield the items of an iterable that a background thread reads, up to `ahead` of them in advance.
+
+    Closing the generator ends the thread.
+    """
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=ahead)
     closed = threading.Event()
 
@@ -102,7 +105,7 @@ def read_ahead(items: Iterable[Item], ahead: int = 2) -> Iterator[Item]:
 
 
 def one_in_flight(results: Iterable[Item]) -> Iterator[Item]:
-    """Yield each result after the next one has been dispatched, so that devices work while the host fetches."""
+    """Yield each result after the next one has been dispatched, so that the devices work while the host fetches."""
     waiting, in_turn = [], runs_in_turn()
     for result in results:
         if in_turn:
@@ -114,7 +117,7 @@ def one_in_flight(results: Iterable[Item]) -> Iterator[Item]:
 
 
 def runs_in_turn() -> bool:
-    """Whether a computation must end before the next is dispatched.
+    """Return whether a computation must end before the next is dispatched.
 
     Several CPU devices share one pool of threads, in which queued computations can wait for one another until XLA
     aborts.

@@ -1,7 +1,7 @@
-"""Orbax checkpoints: of a run (`Checkpoints`) and of variables alone (`save_variables`, `restore_variables`).
+"""Orbax checkpoints of runs (`Checkpoints`) and of variables alone (`save_variables`, `restore_variables`).
 
-Both lie on disk in one form: `state/` holds the arrays, `data/` a JSON with the data position or the origin and the
-checksums of the arrays, `files.json` the sizes of all files.
+Both have one form on disk. `state/` holds the arrays. `data/` holds a JSON object with the data position or the origin,
+and the checksums of the arrays. `files.json` holds the sizes of all files.
 """
 
 import contextlib
@@ -28,25 +28,25 @@ from vlm_jax.train.step_folders import CheckpointError, DamagedError, checkpoint
 from vlm_jax.types import PyTree, Variables
 
 QUIET = ("_CHECKPOINT_METADATA", "temporary directory")
-"""Words of warnings without need: that `state/` of a step, read alone, has no description, and of leftovers."""
-# Errors of Orbax's threads, which are logged with their stack, are raised by `Checkpoints.wait` as well.
+"""Words of needless warnings: `state/` of a step, read alone, has no description; a killed save left files behind."""
+# Orbax logs errors of its threads with their stack, and `Checkpoints.wait` raises them anyway.
 logging.getLogger("absl").addFilter(
     lambda record: not record.exc_info and not any(words in record.getMessage() for words in QUIET)
 )
 logging.getLogger("asyncio").addFilter(lambda record: "was never retrieved" not in record.getMessage())
 OVERHEAD = 1 << 20
-"""Bytes that a checkpoint may take beside its arrays."""
+"""Bytes that a checkpoint may take in addition to its arrays."""
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `workdir/checkpoints/STEP`; all processes call the methods alike.
+    """Checkpoints of one run, in `workdir/checkpoints/STEP`; all processes call every method.
 
     Args:
-      directory: Made by the first save.
-      config: `config.checkpoint`: how many latest and best ones stay.
+      directory: Folder of the checkpoints; the first save creates it.
+      config: `config.checkpoint`, with the numbers of latest and best checkpoints to keep.
 
     Raises:
-      CheckpointError: where the best ones stay, but no metric ranks them.
+      CheckpointError: if the best checkpoints are to be kept but no metric ranks them.
     """
 
     def __init__(self, directory: Path, config: ConfigDict) -> None:
@@ -69,14 +69,18 @@ class Checkpoints:
         return multihost_utils.broadcast_one_to_all(steps).tolist()
 
     def latest_step(self) -> int | None:
-        """Return the step of the newest finished checkpoint."""
+        """Return the step of the newest finished checkpoint; None if there is none."""
         return max(self.steps(), default=None)
 
     def save(self, state: TrainState, position: int) -> None:
-        """Save in the background; a step that is saved already is left as it is.
+        """Save in the background; a step that is already saved is left as it is.
+
+        Args:
+          state: State after the step `state.step`.
+          position: Position in the data stream, the number of examples consumed.
 
         Raises:
-          CheckpointError: where an array is not finite, or this or the previous checkpoint cannot be written.
+          CheckpointError: if an array is not finite, or this or the previous checkpoint cannot be written.
         """
         self.wait()
         step = int(state.step)
@@ -103,10 +107,10 @@ class Checkpoints:
             self.writer.save(folder, args=_arguments(state, {"position": position, "checksums": sums}), force=True)
 
     def wait(self) -> None:
-        """Wait for what is being written, then delete what shall not stay.
+        """Wait for the save in progress, then delete the checkpoints that are not kept.
 
         Raises:
-          CheckpointError: where it cannot be written.
+          CheckpointError: if the checkpoint cannot be written.
         """
         if self.writing is None:
             return
@@ -118,15 +122,15 @@ class Checkpoints:
                 self._delete()
 
     def is_evaluated(self, step: int) -> bool:
-        """Return whether the evaluation of a step's checkpoint was completed."""
+        """Return whether the evaluation of a step's checkpoint is complete."""
         found = step_folders.read_metrics(self._folder(step)) is not None
         return bool(multihost_utils.broadcast_one_to_all(np.int32(found))) if jax.process_count() > 1 else found
 
     def record(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note what was measured at a step that was saved; the best checkpoints are chosen by it.
+        """Write the metrics of a saved step; they decide which checkpoints are the best.
 
         Raises:
-          CheckpointError: where the metric that ranks checkpoints is missing.
+          CheckpointError: if the metric that ranks checkpoints is missing, or the file cannot be written.
         """
         self.wait()
         wanted = self.config.best_metric
@@ -140,15 +144,17 @@ class Checkpoints:
                 self._delete()
 
     def restore(self, state: TrainState, batch_size: int, say: Callable[[str], None]) -> tuple[TrainState, int]:
-        """Return the newest checkpoint that is not damaged, as arrays placed like the given shapes, and its position.
+        """Return the state and the data position of the newest checkpoint that is not damaged.
+
+        The folders of newer checkpoints, which are damaged, are renamed to `STEP.damaged`.
 
         Args:
-          state: Shapes, types and places.
-          batch_size: Examples of a step: the position belongs to the step.
-          say: Takes a line for every damaged checkpoint, whose folder is then renamed to `STEP.damaged`.
+          state: Shapes, types and shardings of the state to restore.
+          batch_size: Number of examples per step, against which the position is checked.
+          say: Function that takes one line for every damaged checkpoint.
 
         Raises:
-          CheckpointError: where it holds other arrays than `state`, or none is whole.
+          CheckpointError: if it holds other arrays than `state`, or every checkpoint is damaged.
         """
         damaged: list[tuple[Path, str]] = []
         for step in reversed(self.steps()):
@@ -172,16 +178,19 @@ class Checkpoints:
         return found
 
     def close(self) -> None:
-        """Wait for what is being written.
+        """Wait for the save in progress and close the writer.
 
         Raises:
-          CheckpointError: where it cannot be written.
+          CheckpointError: if the checkpoint cannot be written.
         """
         with _one_line(self.writing or self.directory), contextlib.closing(self.writer):
             self.wait()
 
     def _check_space(self, folder: Path, needed: int) -> None:
-        """Check before anything is written that the disk has room; a disk that fills up meanwhile is noticed later."""
+        """Check that the disk has room before anything is written; all processes raise or none.
+
+        A disk that fills up during the save is noticed by the writer.
+        """
         place = next(place for place in folder.parents if place.exists())
         free = shutil.disk_usage(place).free
         if not _agree(free >= needed):
@@ -196,17 +205,22 @@ class Checkpoints:
     def _delete(self) -> None:
         folders = step_folders.step_folders(self.directory)
         for step in folders.keys() - step_folders.kept_steps(folders, self.config):
-            # Renamed first, so that a half deleted one is never taken for a checkpoint.
+            # Rename first, so that a half-deleted folder is never taken for a checkpoint.
             stale = folders[step].with_name(f"{folders[step].name}.orbax-checkpoint-tmp-deleted")
             folders[step].rename(stale)
             shutil.rmtree(stale)
 
 
 def save_variables(path: Path, variables: Variables, origin: Mapping[str, Any]) -> None:
-    """Writes variables as a checkpoint that `restore_variables` and the evaluators read.
+    """Write variables as a checkpoint that `restore_variables` and the evaluators read.
+
+    Args:
+      path: New or empty folder.
+      variables: Variables of a model.
+      origin: Origin of the variables, as JSON values.
 
     Raises:
-      CheckpointError: where `path` holds something already, or cannot be written.
+      CheckpointError: if `path` is not empty or cannot be written.
     """
     if path.exists() and any(path.iterdir()):
         raise CheckpointError(f"checkpoint {path}: exists already and is not empty")
@@ -221,15 +235,16 @@ def save_variables(path: Path, variables: Variables, origin: Mapping[str, Any]) 
 
 
 def restore_variables(path: Path, variables: PyTree, *, average: bool = False) -> dict[str, Any]:
-    """Variables alone, from a run's checkpoint or a converted one.
+    """Return the variables of a checkpoint, of a run or converted, without the rest of the state.
 
     Args:
-      path: As `checkpoint_folder` takes it.
-      variables: Shapes, types and (where set) shardings of what is wanted: `params` and the model state's collections.
-      average: The running average of the parameters in place of the parameters.
+      path: Reference to a checkpoint, in any form that `checkpoint_folder` accepts.
+      variables: Shapes, types and (where set) shardings of the variables to restore: `params` and the collections of
+        the model state.
+      average: If true, return the running average of the parameters instead of the parameters.
 
     Raises:
-      CheckpointError: where there is no checkpoint, it is of another model, is damaged, or has no average.
+      CheckpointError: if there is no checkpoint, or it is of another model, is damaged or has no average.
     """
     folder = checkpoint_folder(path)
     try:
@@ -247,7 +262,7 @@ def _restore_variables(folder: Path, variables: PyTree, average: bool) -> dict[s
         require_average(folder, stored)
     model_state = {name: value for name, value in variables.items() if name != "params"}
     wanted = {params: variables["params"], **({"model_state": model_state} if model_state else {})}
-    # A run's checkpoint may hold more collections of the model state than a model has: those of the run itself.
+    # A run's checkpoint may hold collections that belong to the run and not to the model (`Task.run_state`).
     parts = {params, *(f"model_state/{name}" for name in model_state)}
     relevant = {name: shape for name, shape in stored.items() if any(name.startswith(f"{part}/") for part in parts)}
     _check_shapes(folder, relevant, wanted)
@@ -256,10 +271,14 @@ def _restore_variables(folder: Path, variables: PyTree, average: bool) -> dict[s
 
 
 def require_average(folder: Path, names: Mapping[str, Any]) -> None:
-    """Check that a checkpoint with arrays of these names holds a running average of the parameters.
+    """Check that a checkpoint holds a running average of the parameters.
+
+    Args:
+      folder: Folder of the checkpoint, for the message.
+      names: Arrays of the checkpoint by name.
 
     Raises:
-      CheckpointError: where it holds none.
+      CheckpointError: if it holds none.
     """
     if not any(name.startswith("ema_params/") for name in names):
         raise CheckpointError(
@@ -272,7 +291,7 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Return the shapes of all arrays of a checkpoint by name: 'params/a/b', 'model_state/batch_stats/a/b'.
 
     Raises:
-      DamagedError: where its files are not those that were written.
+      DamagedError: if its files are not those that were written.
     """
     step_folders.check_files(folder)
     with _damage(folder):
@@ -283,18 +302,21 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def restore_arrays(folder: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Return some of the arrays of a checkpoint, and read no others.
+    """Return some arrays of a checkpoint by name, and read no others.
 
     Args:
-      folder: As `checkpoint_folder` returns it.
-      wanted: Shapes, types and (where set) shardings by name, as `stored_shapes` names them.
+      folder: Folder of a checkpoint, from `checkpoint_folder`.
+      wanted: Shapes, types and (where set) shardings, by the names that `stored_shapes` returns.
+
+    Raises:
+      DamagedError: if an array cannot be read or its checksum is wrong.
     """
     restored = _restore(folder, traverse_util.unflatten_dict(dict(wanted), sep="/"))
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
 
 
 def _read_run(folder: Path, state: TrainState, step: int, batch_size: int) -> tuple[TrainState, int]:
-    """A run's whole state and its data position."""
+    """Return the whole state of a run and its data position."""
     _check_shapes(folder, stored_shapes(folder), state)
     position = _read_data(folder).get("position")
     if position != step * batch_size:
@@ -305,7 +327,10 @@ def _read_run(folder: Path, state: TrainState, step: int, batch_size: int) -> tu
 
 
 def _restore(folder: Path, wanted: PyTree) -> PyTree:
-    """Read arrays and compare their checksums; the handler alone, so that no process waits for one that fails."""
+    """Return arrays of a checkpoint after comparing their checksums.
+
+    It uses Orbax's handler without a checkpointer, so that no process waits for one that fails.
+    """
     with _damage(folder):
         restored = ocp.PyTreeCheckpointHandler().restore(
             folder.absolute() / "state",
@@ -315,7 +340,7 @@ def _restore(folder: Path, wanted: PyTree) -> PyTree:
         )
     expected = _read_data(folder).get("checksums", {})
     for name, found in checksums(restored)[0].items():
-        # One that was read as another type than was written has no checksum to compare with.
+        # An array that was read as another type than it was written has no checksum to compare with.
         if found.split()[0] == expected.get(name, found).split()[0] and found != expected.get(name, found):
             raise DamagedError(
                 f"checkpoint {folder}: damaged: the checksum of {name} is {found.split()[1]}, expected "
@@ -334,13 +359,13 @@ def _read_data(folder: Path) -> dict[str, Any]:
 
 
 def _agree(success: bool) -> bool:
-    """Whether all processes succeeded."""
+    """Return whether all processes succeeded."""
     return bool(np.all(multihost_utils.process_allgather(np.asarray(success)))) if jax.process_count() > 1 else success
 
 
 @contextlib.contextmanager
 def _damage(folder: Path) -> Iterator[None]:
-    """Tell what cannot be read as damage; what the device says, such as that its memory is full, is none."""
+    """Raise DamagedError for what cannot be read; errors of the device, such as full memory, pass unchanged."""
     try:
         yield
     except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
@@ -351,7 +376,7 @@ def _damage(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_line(folder: Path) -> Iterator[None]:
-    """Tell in one line that a checkpoint cannot be written, such as on a full disk."""
+    """Raise CheckpointError with one line if a checkpoint cannot be written, such as on a full disk."""
     try:
         yield
     except (CheckpointError, jax.errors.JaxRuntimeError):
@@ -361,7 +386,7 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line of an error, or what the system said where tensorstore hides it in a long one."""
+    """Return the first line of an error, or the system's message if tensorstore hides its code in a long text."""
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))
     if isinstance(error, OSError) and error.strerror:

@@ -1,8 +1,8 @@
-"""Checksums of arrays that do not depend on how the arrays are spread over devices and processes.
+"""Checksums of arrays, independent of the sharding over devices and processes.
 
-The checksum of an array is a sum modulo 2^32 over its 32-bit words (narrower elements count as one word each), every
-word times an odd number that depends on its place. Integer sums are the same in any order, so XLA adds up the parts of
-a sharded array where they lie, and a single flipped bit always changes the sum.
+The checksum of an array is a sum modulo 2^32 over its 32-bit words; a narrower element counts as one word. Every word
+is multiplied by an odd number that depends on its position. Integer sums are the same in any order, so XLA adds up the
+parts of a sharded array where they lie. A single flipped bit always changes the sum.
 """
 
 import math
@@ -16,13 +16,15 @@ from vlm_jax.train.optimizer import path_name
 from vlm_jax.types import PyTree
 
 CHUNK = 1 << 20
-"""Words that the host sums at the same time."""
+"""Number of words that the host sums at once."""
 
 
 def checksums(tree: PyTree) -> tuple[dict[str, str], list[str]]:
-    """Return the checksum of every array by name, such as 'float32 1a2b3c4d', and the names of those not finite.
+    """Return the checksum of every array by name, and the names of the arrays that are not finite.
 
-    All processes call it; it fetches two numbers per array from the devices.
+    A checksum is a text such as 'float32 1a2b3c4d'.
+
+    All processes call it. It fetches two numbers per array from the devices.
     """
     leaves = {path_name(path): _plain(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     found = jax.device_get({name: _summed(leaf) for name, leaf in leaves.items()})
@@ -33,14 +35,14 @@ def checksums(tree: PyTree) -> tuple[dict[str, str], list[str]]:
 
 
 def _plain(leaf: Any) -> jax.Array | np.ndarray:
-    """Return the words of a random key in place of the key."""
+    """Return an array as it is, and a random key as its words."""
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(leaf)
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
 def _summed(array: jax.Array | np.ndarray) -> tuple[Any, Any]:
-    """Return the checksum and the number of elements that are not finite."""
+    """Return the checksum of an array and the number of its elements that are not finite."""
     if isinstance(array, np.ndarray) or (array.is_fully_addressable and _is_on_host(array)):
         return _sum_on_host(np.asarray(array))
     return _sum_on_devices(array)
@@ -51,7 +53,7 @@ def _is_on_host(array: jax.Array) -> bool:
 
 
 def _sum_on_host(array: np.ndarray) -> tuple[int, int]:
-    """Sum without compiling anything."""
+    """Return checksum and non-finite count with numpy, so that nothing is compiled."""
     flat = np.ascontiguousarray(array).reshape(-1)
     is_float = jnp.issubdtype(array.dtype, jnp.floating)
     words = flat.view(np.dtype(f"u{min(array.dtype.itemsize, 4)}"))
@@ -67,7 +69,7 @@ def _sum_on_host(array: np.ndarray) -> tuple[int, int]:
 
 @jax.jit
 def _sum_on_devices(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sum element by element, so that every device reads its own part only."""
+    """Return checksum and non-finite count by elementwise operations, so that every device reads only its own part."""
     is_float = jnp.issubdtype(array.dtype, jnp.floating)
     wrong = jnp.sum(~jnp.isfinite(array), dtype=jnp.uint32) if is_float else jnp.zeros((), jnp.uint32)
     if array.dtype == bool:
@@ -81,6 +83,6 @@ def _sum_on_devices(array: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _weight(place: Any) -> Any:
-    """Return an odd number for a place in the array, spread over all 32 bits."""
+    """Return an odd factor for each position in the array, hashed over all 32 bits."""
     spread = place * np.uint32(0x9E3779B1)
     return (spread ^ (spread >> np.uint32(15))) | np.uint32(1)

@@ -23,11 +23,11 @@ from vlm_jax.types import DataShard, Outputs, Pipeline, Sink, Variables
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluator found.
+    """Results of one evaluator.
 
     Attributes:
       metrics: Metrics by name, the same on every process.
-      outputs: Outputs of all items by index, and those of `score_fn`; empty on all processes but process 0.
+      outputs: Outputs of all items, rows by index, and those of `score_fn`; empty on every process but process 0.
     """
 
     metrics: dict[str, float]
@@ -42,22 +42,22 @@ def run(
     folder: Path | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Predict every item once, score and summarise; all processes call it.
+    """Predict every item once, score the outputs and compute the metrics; all processes call it.
 
-    Padding goes by the batch's `mask`, order by its `index`, so neither the number of processes nor the batch size
-    changes a metric.
+    The batch's `mask` marks padding and its `index` gives the order, so metrics depend neither on the number of
+    processes nor on the batch size.
 
     Args:
       evaluator: Data, functions and sink.
       variables: Variables of the model.
       mesh: Devices over which batches are sharded.
-      batch_size: Size of the global batch; rounded up to a multiple of the data shards.
-      folder: Where the evaluator's sink writes. A killed evaluation resumes from what lies there. Without a folder
-        the outputs are collected in memory.
-      check: Called after every batch, on all processes equally often; raises to end the evaluation.
+      batch_size: Number of items per global batch; rounded up to a multiple of the data shards.
+      folder: Folder that the evaluator's sink writes to. A killed evaluation resumes from what lies there. Without a
+        folder, the outputs are collected in memory.
+      check: Function that is called after every batch, equally often on all processes; it raises to end the evaluation.
 
     Raises:
-      DataError: for an item that is missing or came twice, or parts of another evaluation in `folder`.
+      DataError: if an item is missing or came twice, or `folder` has parts of another evaluation.
     """
     shards = mesh.shape["data"]
     batch_size = -(-batch_size // shards) * shards
@@ -77,24 +77,24 @@ def run(
 
 
 def one_line(metrics: Mapping[str, float]) -> str:
-    """Return the main metrics, those whose names have no '/', as one line."""
+    """Return the main metrics (those whose names have no '/') as one line."""
     return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if "/" not in name)
 
 
 def check_results(folder: Path, name: str, evaluator: Evaluator, origin: Mapping, *, overwrite: bool) -> None:
-    """Check that results are not those of another evaluation; print a line where they are replaced.
+    """Check that writing results would not replace those of another evaluation; print a line if it replaces any.
 
     The same evaluation of a newer checkpoint replaces the older one.
 
     Args:
-      folder: Where `NAME.json` lies, if it is there.
-      name: The evaluator's.
-      evaluator: Its protocol counts.
-      origin: What was evaluated; its `checkpoint` and `step` do not count.
-      overwrite: Replace results of another evaluation as well.
+      folder: Folder of `NAME.json`, which may be missing.
+      name: Name of the evaluator.
+      evaluator: Evaluator whose protocol is compared.
+      origin: Description of what was evaluated; its `checkpoint` and `step` are not compared.
+      overwrite: If true, results of another evaluation may be replaced as well.
 
     Raises:
-      DataError: naming what differs.
+      DataError: naming the first key that differs.
     """
     path = folder / f"{name}.json"
     if not path.is_file():
@@ -117,7 +117,7 @@ def check_results(folder: Path, name: str, evaluator: Evaluator, origin: Mapping
 
 
 def write_results(folder: Path, name: str, evaluation: Evaluation, evaluator: Evaluator, origin: Mapping) -> None:
-    """Write `NAME.json` (metrics, protocol, origin) and what the evaluator itself writes, on process 0."""
+    """Write `NAME.json` (metrics, protocol, origin) and the evaluator's own files, on process 0."""
     if jax.process_index():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def _collect(
     batch_size: int,
     check: Callable[[], None],
 ) -> Outputs:
-    """The outputs of all items in memory, on every process if there is a `score_fn`, else on process 0."""
+    """Return the outputs of all items in memory: on every process if there is a `score_fn`, else on process 0."""
     rows = Rows(data.epoch_examples())
     keep = jax.process_index() == 0 or evaluator.score_fn is not None
     found = predict_batches(evaluator.predict_fn, variables, data, mesh=mesh, gather=True)
@@ -155,7 +155,10 @@ def _stream(
     batch_size: int,
     check: Callable[[], None],
 ) -> Outputs:
-    """The outputs of all items in a sink, to which every process writes its own; resumes where all have written."""
+    """Return the outputs of all items from a sink, to which every process writes its own part.
+
+    The evaluation resumes after the last batch that all processes have written.
+    """
     total = data.epoch_examples()
     written = sink.resume(
         {
@@ -166,7 +169,7 @@ def _stream(
             "variables": fingerprint(variables),
         }
     )
-    # All devices take part in a batch, so one that any process lacks is computed again by all.
+    # All devices take part in a batch. If one process lacks a batch, all processes compute it again.
     done = int(np.min(multihost_utils.process_allgather(np.asarray(written))))
     data.restore(done * batch_size)
     found = predict_batches(evaluator.predict_fn, variables, data, mesh=mesh)
@@ -179,7 +182,7 @@ def _stream(
 def _shown(
     found: Iterator[tuple[np.ndarray, Outputs]], done: int, total: int, batch_size: int
 ) -> Iterator[tuple[np.ndarray, Outputs]]:
-    """The same batches, with a progress bar that begins after `done` of them."""
+    """Yield the batches unchanged and show a progress bar, which begins after `done` batches."""
     start = min(done * batch_size, total)
     with contextlib.closing(found), Progress("evaluating", total, enabled=not jax.process_index(), start=start) as bar:
         for number, batch in enumerate(found, start=done):
@@ -188,7 +191,7 @@ def _shown(
 
 
 def _from_first(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of process 0 on every process: best checkpoints are chosen by all of them alike."""
+    """Return the metrics of process 0 on every process, so that all choose the same best checkpoints."""
     if jax.process_count() == 1:
         return dict(metrics)
     text = np.frombuffer(json.dumps(metrics, default=float).encode(), np.uint8)

@@ -1,4 +1,4 @@
-"""What a compiled step costs, and what the device could do."""
+"""Cost of a compiled step, and peak throughput of the devices."""
 
 import jax
 from jax.stages import Compiled
@@ -14,18 +14,18 @@ PEAK_FLOPS = {
     "TPU v5p": 459e12,
     "TPU v6 lite": 918e12,
 }
-"""Dense half-precision FLOP a second of one device, from the makers' data sheets, by part of the device's name."""
+"""Dense half-precision FLOP per second of one device, from the vendors' data sheets, by a part of the device's name."""
 
 
 def peak_flops() -> float | None:
-    """FLOP a second of all devices together at half precision, None where it is not known."""
+    """Return the half-precision FLOP per second of all devices together; None if it is not known."""
     devices = jax.devices()
     peak = next((peak for name, peak in PEAK_FLOPS.items() if name in devices[0].device_kind), None)
     return peak * len(devices) if peak else None
 
 
 def step_flops(compiled: Compiled) -> float:
-    """FLOP of one call over all devices, as the compiler counts them; 0 where it does not."""
+    """Return the FLOP of one call over all devices, as the compiler counts them; 0 if it does not."""
     analysis = compiled.cost_analysis() or {}
     if isinstance(analysis, list):
         analysis = analysis[0]
@@ -33,7 +33,7 @@ def step_flops(compiled: Compiled) -> float:
 
 
 def peak_memory(compiled: Compiled) -> int:
-    """Bytes on one device: the allocator's high-water mark where it tells, else the compiler's plan."""
+    """Return the peak memory of one device in bytes: as the allocator measured it, else as the compiler planned it."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])

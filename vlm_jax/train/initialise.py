@@ -1,4 +1,4 @@
-"""Variables of a run that does not resume: fresh ones, and in their place what other checkpoints and files give."""
+"""Initial variables of a run that does not resume: fresh ones, replaced by those of checkpoints and files."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ from vlm_jax.train.state import TrainState
 from vlm_jax.types import PyTree, Variables
 
 SHOWN = 3
-"""Names that a printed line lists."""
+"""Number of names that a printed line lists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +30,13 @@ class Source:
 
     Attributes:
       source: Workdir, `WORKDIR@best`, `WORKDIR@STEP`, step folder, converted checkpoint, `released:NAME`, or a
-        reference's file.
-      read: Path in the source below which arrays are read, without the collection, such as 'video'; '' for all.
-      write: Path in the model where they are put; '' for its root.
-      fresh: Expressions on the model's names: what this source does not give.
+        file of a reference implementation.
+      read: Path prefix in the source, without the collection, such as 'video'; only arrays below it are read. '' for
+        all.
+      write: Path prefix in the model that replaces `read`; '' for the model's root.
+      fresh: Regular expressions on the model's names; variables that match are not taken from this source.
       system: Name of the system whose interop converts a reference's file; '' for `config.task`.
-      average: Read the running average of the parameters instead of the parameters.
+      average: If true, read the running average of the parameters instead of the parameters.
     """
 
     source: str
@@ -53,13 +54,18 @@ class Source:
         return "/".join(part for part in (collection, self.write, name[len(self.read) :].strip("/")) if part)
 
     def writes(self, path: str) -> bool:
-        """Tell whether a path of the model, such as 'params/a/b', lies below `write`."""
+        """Return whether a path of the model, such as 'params/a/b', lies below `write`."""
         return _is_below(self.write, path.partition("/")[2])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Contents:
-    """What a source holds: shapes by path, and how chosen ones are read into given shapes, types and places."""
+    """Contents of an opened source.
+
+    Attributes:
+      shapes: Shapes of all arrays by path, such as 'params/a/b'.
+      read: Function that returns chosen arrays, given their shapes, types and shardings by path.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     read: Callable[[Mapping[str, jax.ShapeDtypeStruct]], Mapping[str, Any]]
@@ -67,7 +73,15 @@ class _Contents:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """What one source gives: path in the source by path in the model, and what the model does not take."""
+    """Assignment of one source's arrays to the model's variables.
+
+    Attributes:
+      source: Entry of the config.
+      contents: Arrays of the source.
+      taken: Path in the source, by path in the model.
+      fresh: Paths in the model that an expression leaves fresh.
+      unused: Paths in the source that the model does not have.
+    """
 
     source: Source
     contents: _Contents
@@ -88,15 +102,15 @@ def initialise(task: Task, config: ConfigDict, setup: Setup, say: Callable[[str]
     All sources are checked against the model before anything is allocated.
 
     Args:
-      task: Its `run_state` is always fresh.
-      config: Keys `init_from`, `init_fresh`, `optimizer.ema_after_init_from` and `seed`.
-      setup: Shapes and places of the state.
-      say: Takes a line for each source, and one for what is fresh.
+      task: Task whose model is initialised; its `run_state` is always fresh.
+      config: Config with the keys `init_from`, `init_fresh`, `optimizer.ema_after_init_from` and `seed`.
+      setup: Shapes and shardings of the state.
+      say: Function that takes one line for each source, and one for what is fresh.
 
     Raises:
-      ConfigError: for entries that cannot be used, and for variables that no source gives, or two.
-      CheckpointError: for a source that is missing, gives nothing, or has an array of another shape.
-      UserError: for a reference's file that cannot be read.
+      ConfigError: if an entry cannot be used, or a variable is given by no source or by two.
+      CheckpointError: if a source is missing, gives nothing, or has an array of another shape.
+      UserError: if a reference's file cannot be read.
     """
     abstract = {name: tree for name, tree in setup.abstract.variables().items() if name not in task.run_state}
     wanted = _by_path(abstract)
@@ -122,7 +136,7 @@ def initialise(task: Task, config: ConfigDict, setup: Setup, say: Callable[[str]
 
 
 def read_sources(entries: Iterable[str | Mapping[str, Any]]) -> list[Source]:
-    """Return the entries of `config.init_from`, each a text or a mapping of the fields of `Source`.
+    """Parse the entries of `config.init_from`, each of which is a text or a mapping with the fields of `Source`.
 
     Raises:
       ConfigError: naming the entry and its field.
@@ -147,12 +161,12 @@ def read_sources(entries: Iterable[str | Mapping[str, Any]]) -> list[Source]:
 
 
 def check_sources(config: ConfigDict, checkpoint: Path) -> None:
-    """Check that a config reads features of the kind that a checkpoint of its system was trained on.
+    """Check that a config reads the kind of features that a checkpoint of its system was trained on.
 
-    These are the keys `data.*_source`.
+    The keys `data.*_source` are compared.
 
     Raises:
-      ConfigError: naming the first key that differs, or where no config.json says what the checkpoint was trained on.
+      ConfigError: naming the first key that differs, or if there is no config.json for the checkpoint.
     """
     if not any(key.endswith("_source") for key in config.data):
         return
@@ -173,7 +187,12 @@ def _check_trained(config: ConfigDict, trained: ConfigDict, checkpoint: Path) ->
 
 
 def _plan(task: Task, config: ConfigDict, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[_Part]:
-    """Decide which source gives which variable."""
+    """Assign every variable to the source that gives it, or leave it fresh.
+
+    Raises:
+      ConfigError: if an entry cannot be used, or a variable is given by no source or by two.
+      CheckpointError: if a source is missing, gives nothing, or has an array of another shape.
+    """
     _check_expressions("config.init_fresh", config.init_fresh, wanted)
     parts: list[_Part] = []
     given: dict[str, Source] = {}
@@ -285,7 +304,7 @@ def _open_file(source: Source, path: Path, system: str, config: ConfigDict) -> _
 
 
 def _by_path(variables: Variables) -> dict[str, Any]:
-    """Return the leaves by path, such as 'params/a/b'."""
+    """Return the leaves of a tree by path, such as 'params/a/b'."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables)}
 
 
@@ -294,7 +313,7 @@ def _is_below(prefix: str, name: str) -> bool:
 
 
 def _matches(expressions: Iterable[str], path: str) -> bool:
-    """Tell whether an expression is found in a name such as 'a/b', or in its path 'params/a/b'."""
+    """Return whether an expression matches a part of a path such as 'params/a/b', or of its name 'a/b'."""
     name = path.partition("/")[2]
     return any(re.search(expression, name) or re.search(expression, path) for expression in expressions)
 

@@ -29,18 +29,22 @@ from vlm_jax.types import DataShard, PyTree
 
 
 class TrainingError(UserError):
-    """Training that cannot go on; one line."""
+    """Training that cannot continue; one line."""
 
 
 def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
-    """Trains until the last step, a signal to stop, or a loss that is not finite.
+    """Train until the last step or a signal to stop, and return the last state.
+
+    Args:
+      task: System to train.
+      config: Resolved config of the run.
+      workdir: Folder of the run; training resumes from its newest checkpoint.
 
     Raises:
-      TrainingError: naming the step where the loss is not finite; the last checkpoint before it stays.
-      ConfigError: for a batch larger than an epoch, an evaluation that the task does not have, or a workdir that holds
-        another run.
-      CheckpointError: where a checkpoint cannot be written, or the state to save is not finite.
-      KeyboardInterrupt: after Ctrl-C, when all is saved.
+      TrainingError: naming the step at which the loss is not finite; the last checkpoint before it is kept.
+      ConfigError: if the batch is larger than an epoch, the task lacks an evaluation, or the workdir holds another run.
+      CheckpointError: if a checkpoint cannot be written, or the state to save is not finite.
+      KeyboardInterrupt: after Ctrl-C, when the state is saved.
     """
     first = jax.process_index() == 0
     mesh = sharding.make_mesh(config.mesh)
@@ -56,8 +60,8 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
     _check_evaluators(task, config, shard)
     say = functools.partial(_say, first)
 
-    # Resume from this workdir, else initialise from the sources of config.init_from, else from scratch. The workdir is
-    # not touched before that succeeded.
+    # Resume from this workdir, else initialise from the sources of config.init_from, else from scratch. Nothing is
+    # written to the workdir before that has succeeded.
     checkpoints = Checkpoints(workdir / "checkpoints", config.checkpoint)
     resuming = checkpoints.latest_step() is not None
     if resuming:
@@ -97,7 +101,7 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
         return metrics
 
     def save() -> None:
-        """Judge the losses up to here, then save: what is saved is good."""
+        """Check the losses up to this step, then save, so that no checkpoint follows a loss that is not finite."""
         window.flush(step)
         checkpoints.save(state, position)
 
@@ -143,17 +147,17 @@ def train(task: Task, config: ConfigDict, workdir: Path) -> TrainState:
         with contextlib.ExitStack() as closing:
             closing.callback(stop.restore)
             closing.callback(log.close)
-            # What is being written needs all processes: without one of them, waiting for it would never end.
+            # A save in progress needs all processes: without one of them, waiting for it would never end.
             if not isinstance(sys.exception(), sharding.LostProcessError):
                 closing.callback(checkpoints.close)
     return state
 
 
 def _check_run(config: ConfigDict, workdir: Path, say: Callable[[str], None]) -> None:
-    """Tell how the config differs from that of the run.
+    """Check that the config belongs to the run in the workdir, and report the keys that changed.
 
     Raises:
-      ConfigError: where a key differs that makes it another run.
+      ConfigError: if a key differs that defines a run.
     """
     if not (workdir / "config.json").is_file():
         return
@@ -170,7 +174,7 @@ def _check_run(config: ConfigDict, workdir: Path, say: Callable[[str], None]) ->
 
 
 def _check_evaluators(task: Task, config: ConfigDict, shard: DataShard) -> None:
-    """Opens the data of every evaluation to come: what is missing is told now, not hours later."""
+    """Open the data of every evaluation, so that missing data are reported now and not hours later."""
     for name in config.evaluate.names:
         if name not in task.evaluators:
             known = ", ".join(task.evaluators) or "none"
@@ -179,27 +183,27 @@ def _check_evaluators(task: Task, config: ConfigDict, shard: DataShard) -> None:
 
 
 class _Steps:
-    """The step, compiled once for every length bucket, when its first batch comes."""
+    """Training step, compiled for every length bucket when its first batch comes."""
 
     def __init__(self, setup: Setup, window: "_Window", first: bool) -> None:
         self.setup, self.window, self.first = setup, window, first
         self.compiled: dict[tuple[tuple[int, ...], ...], tuple[Compiled, float]] = {}
 
     def for_batch(self, batch: PyTree) -> tuple[Compiled, float]:
-        """The step for a batch of these shapes, and its floating-point operations."""
+        """Return the compiled step for a batch of these shapes, and its FLOP."""
         shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
         if shapes not in self.compiled:
             began = time.monotonic()
             compiled = compile_step(self.setup, batch)
             self.compiled[shapes] = compiled, step_flops(compiled)
             seconds = time.monotonic() - began
-            self.window.began += seconds  # no part of the training rate
+            self.window.began += seconds  # the training rate excludes compilation
             _say(self.first, f"compiled in {seconds:.0f} s")
         return self.compiled[shapes]
 
 
 class _Window:
-    """Metrics since the last log line; reads them from the device only when it writes."""
+    """Metrics since the last log line, which are fetched from the device only when the next line is written."""
 
     def __init__(self, log: MetricsLog, batch_size: int, per_epoch: int, peak: float | None) -> None:
         self.log, self.batch_size, self.per_epoch, self.peak = log, batch_size, per_epoch, peak
@@ -211,10 +215,10 @@ class _Window:
         self.flops += flops
 
     def flush(self, step: int) -> float:
-        """Writes the window's line and returns its mean loss.
+        """Write one line for the steps since the last one, and return their mean loss.
 
         Raises:
-          TrainingError: where a loss is not finite.
+          TrainingError: if a loss is not finite.
         """
         if not self.metrics:
             return self.loss
@@ -246,7 +250,7 @@ class _Window:
 
 
 def _due(config: ConfigDict, step: int, per_epoch: int) -> bool:
-    """Whether a section with `every_steps` and `every_epochs` is due."""
+    """Return whether a config section with `every_steps` and `every_epochs` is due after a step."""
     by_step = config.every_steps and step % config.every_steps == 0
     return bool(by_step or (config.every_epochs and per_epoch and step % (config.every_epochs * per_epoch) == 0))
 

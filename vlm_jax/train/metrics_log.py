@@ -1,4 +1,4 @@
-"""`workdir/metrics.jsonl`, one JSON object a line, and TensorBoard where it is installed."""
+"""Log of metrics: `workdir/metrics.jsonl` with one JSON object per line, and TensorBoard if it is installed."""
 
 import importlib.util
 import json
@@ -13,12 +13,12 @@ from vlm_jax.files import finite, write_atomically
 
 
 class MetricsLog:
-    """Appends metrics by step.
+    """Writer that appends metrics by step.
 
     Args:
-      workdir: The run's folder.
-      step: Step that the run starts from: what an interrupted run logged beyond it is dropped.
-      enabled: False on every process but one.
+      workdir: Folder of the run.
+      step: Step that the run starts from; lines that an interrupted run logged beyond it are dropped.
+      enabled: If false, nothing is written; true on one process only.
     """
 
     def __init__(self, workdir: Path, step: int, *, enabled: bool = True) -> None:
@@ -33,14 +33,14 @@ class MetricsLog:
         self.file = self.path.open("a")
         self.board = None
         if importlib.util.find_spec("tensorboard"):
-            # TensorBoard's own switch for running without TensorFlow, which would take seconds, and GPU memory.
+            # TensorBoard's own switch for running without TensorFlow, whose import takes seconds and GPU memory.
             sys.modules.setdefault("tensorboard.compat.notf", types.ModuleType("notf"))
             from tensorboard.summary import Writer
 
             self.board = Writer(str(workdir / "tensorboard"))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one line; keys keep their order, and a number that is not finite is null."""
+        """Write one line; keys keep their order, and a number that is not finite becomes null."""
         if not self.enabled:
             return
         values = {name: float(np.asarray(value)) for name, value in metrics.items()}
@@ -51,7 +51,7 @@ class MetricsLog:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes out what is buffered."""
+        """Write out what is buffered and close the files."""
         if self.enabled:
             self.file.close()
             if self.board:
@@ -59,7 +59,7 @@ class MetricsLog:
 
 
 def _step(line: str) -> float:
-    """Step of a logged line; a line that a killed run left half written counts as beyond any step."""
+    """Return the step of a logged line; infinity for a line that a killed run left half written."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

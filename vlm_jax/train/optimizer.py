@@ -1,4 +1,4 @@
-"""Optimisers with torch's update rules, over groups of parameters chosen by regular expressions."""
+"""Optimisers with the update rules of torch, for groups of parameters that regular expressions select."""
 
 import math
 import re
@@ -19,17 +19,17 @@ NAMES = ("sgd", "adam", "adamw")
 def make_optimizer(config: ConfigDict, schedule: Schedule, params: Params) -> optax.GradientTransformation:
     """Build the update rule.
 
-    `sgd` and `adam` add the weight decay to the gradient, `adamw` subtracts it from the weight, as in torch. Each
+    `sgd` and `adam` add the weight decay to the gradient; `adamw` subtracts it from the weight, as in torch. Each
     parameter takes the learning-rate factor and weight decay of the first of `config.groups` whose expression is
-    found in its name, else 1 and `config.weight_decay`.
+    found in its name. A parameter of no group takes the factor 1 and `config.weight_decay`.
 
     Args:
       config: `config.optimizer`.
-      schedule: Rate of every update.
-      params: The parameters, or their shapes.
+      schedule: Learning rate by number of the update.
+      params: Parameters, or their shapes.
 
     Raises:
-      ConfigError: for an unknown name, or a group that matches no parameter.
+      ConfigError: if the name is unknown, or a group matches no parameter.
     """
     if config.name not in NAMES:
         raise ConfigError(f"config.optimizer.name: {config.name!r} is not one of {', '.join(NAMES)}")
@@ -47,9 +47,9 @@ def make_optimizer(config: ConfigDict, schedule: Schedule, params: Params) -> op
 
 
 def clip_by_norm(gradients: PyTree, limit: float) -> tuple[PyTree, jax.Array]:
-    """Scale gradients by `min(1, limit / (norm + 1e-6))`, and return their norm before.
+    """Scale gradients by `min(1, limit / (norm + 1e-6))`; also return their norm before scaling.
 
-    This is torch's rule; optax's does not add 1e-6.
+    This is the rule of torch; that of optax does not add 1e-6.
     """
     norm = optax.tree.norm(gradients)
     scale = jnp.minimum(1.0, limit / (norm + 1e-6))
@@ -57,17 +57,17 @@ def clip_by_norm(gradients: PyTree, limit: float) -> tuple[PyTree, jax.Array]:
 
 
 def parameter_names(params: Params) -> list[str]:
-    """Names such as 'video/conv1/conv1/kernel', in the order of the tree's leaves."""
+    """Return names such as 'video/conv1/conv1/kernel', in the order of the tree's leaves."""
     return [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def path_name(path: tuple) -> str:
-    """A tree path as 'a/b/kernel'."""
+    """Return a tree path as a name such as 'a/b/kernel'."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _by_group(config: ConfigDict, params: Params) -> tuple[PyTree, PyTree]:
-    """Learning-rate factor and weight decay of every parameter."""
+    """Return trees with the learning-rate factor and the weight decay of every parameter."""
     names = parameter_names(params)
     for expression, _, _ in config.groups:
         if not any(re.search(expression, name) for name in names):
@@ -93,7 +93,7 @@ def _for_each_value(
 
 
 def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
-    """Adam's direction, with epsilon added after bias correction, or before it (TensorFlow 1, Paddle 1)."""
+    """Return Adam's direction, with epsilon added after bias correction, or before it (TensorFlow 1, Paddle 1)."""
     plain = optax.scale_by_adam(config.b1, config.b2, config.epsilon)
     if not config.epsilon_before_correction:
         return plain
@@ -104,7 +104,7 @@ def _scale_by_adam(config: ConfigDict) -> optax.GradientTransformation:
         count = optax.safe_increment(state.count)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
-        # 1 - b^t, which float32 would round coarsely for b near 1.
+        # expm1, because float32 would round 1 - b^t coarsely for b near 1.
         first, second = (-jnp.expm1(count * math.log(b)) if b else jnp.ones(()) for b in (b1, b2))
         scale = jnp.sqrt(second) / first
         updates = jax.tree.map(lambda m, v: scale.astype(m.dtype) * m / (jnp.sqrt(v) + config.epsilon), mu, nu)

@@ -1,7 +1,7 @@
-"""Processes of a run watch one another: where one is killed, the others end with one line.
+"""Mutual watch of a run's processes: if one is killed, the others end with a one-line error.
 
-Without its partner a process may wait in a collective for ever, where no Python code of the main thread runs, or until
-jax's own service aborts it with a dump of the C++ stack.
+Without its partner, a process may wait in a collective, where no Python code of the main thread runs. It would wait
+for ever, or until jax's own service aborts it with a dump of the C++ stack.
 """
 
 import atexit
@@ -15,15 +15,15 @@ from typing import Any
 from jax._src import distributed
 
 INTERVAL = 2.0
-"""Seconds from one sign of life to the next."""
+"""Interval between two signs of life, seconds."""
 PATIENCE = 40.0
-"""Seconds without a sign of life after which a process counts as gone; jax's service aborts after 100."""
+"""Time without a sign of life after which a process counts as gone, seconds; jax's service aborts after 100."""
 SIGNS = "vlm_jax/signs_of_life"
 ENDED = "ended"
 
 
 def watch() -> None:
-    """Start a thread that gives signs of life, and ends this process where another one gives none."""
+    """Start a thread that gives signs of life, and ends this process if another process gives none."""
     client, own = distributed.global_state.client, distributed.global_state.process_id
     atexit.register(lambda: client.key_value_set(f"{SIGNS}/{own}", ENDED, allow_overwrite=True))
     threading.Thread(target=_watch, args=(client, own), daemon=True).start()

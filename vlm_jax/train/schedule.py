@@ -1,7 +1,7 @@
 """Learning-rate schedules: a warm-up, then constant, cosine or steps.
 
-They are written out because the references' formulas differ from optax's: where warm-up ends, what follows the last
-step, and rises at epoch boundaries.
+They are written out because the reference implementations differ from optax in three points: the end of the warm-up,
+the rate after the last step, and a warm-up that rises at epoch boundaries.
 """
 
 from collections.abc import Callable
@@ -19,21 +19,21 @@ NAMES = ("constant", "cosine", "multistep")
 def make_schedule(config: ConfigDict, total_steps: int, steps_per_epoch: int) -> Schedule:
     """Return the learning rate as a function of the update's number, from 0.
 
-    While `step` is below the warm-up (`warmup_steps`, or `warmup_epochs`), the rate rises linearly from `warmup_start`
-    times the base rate. It would be full one update after the warm-up, or, with `warmup_inclusive`, is full at its
-    last update; with `warmup_by_epoch` it rises only at epoch boundaries. Then:
+    During the warm-up (`warmup_steps`, or `warmup_epochs`), the rate rises linearly from `warmup_start` times the base
+    rate. It reaches the base rate one update after the warm-up, or at its last update with `warmup_inclusive`. With
+    `warmup_by_epoch`, it rises only at epoch boundaries. After the warm-up:
       `constant`: the base rate.
-      `cosine`: half a cosine to `final_learning_rate` at `decay_steps` (0: the end of training). Beyond, it rises
-        again, as the references' formula does.
-      `multistep`: times `decay_factor` at every one of `boundary_steps` and `boundary_epochs` reached.
+      `cosine`: half a cosine down to `final_learning_rate` at `decay_steps` (0: the end of training). Beyond, it rises
+        again, as in the references' formula.
+      `multistep`: the base rate times `decay_factor` for each of `boundary_steps` and `boundary_epochs` reached.
 
     Args:
       config: `config.schedule`.
-      total_steps: Updates of the whole run.
-      steps_per_epoch: For what is given in epochs.
+      total_steps: Number of updates of the whole run.
+      steps_per_epoch: Number of updates per epoch, for settings that are given in epochs.
 
     Raises:
-      ConfigError: for an unknown name.
+      ConfigError: if the name is unknown.
     """
     if config.name not in NAMES:
         raise ConfigError(f"config.schedule.name: {config.name!r} is not one of {', '.join(NAMES)}")

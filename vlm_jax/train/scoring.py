@@ -12,16 +12,16 @@ from vlm_jax.train.batches import one_in_flight
 from vlm_jax.types import PyTree, Variables
 
 Score = Callable[[Variables, PyTree, PyTree], jax.Array]
-"""(variables, rows [R, ...], columns [C, ...]) -> values [R, C, ...]; one object for all calls is compiled once."""
+"""(variables, rows `[R, ...]`, columns `[C, ...]`) -> values `[R, C, ...]`; compiled once per function object."""
 
 
 class Block(NamedTuple):
-    """The scores of some rows with some columns.
+    """Scores of some rows with some columns.
 
     Attributes:
-      rows: Place of the rows.
-      columns: Place of the columns.
-      values: [R, C, ...].
+      rows: Slice of all rows.
+      columns: Slice of all columns.
+      values: Scores, `[R, C, ...]`.
     """
 
     rows: slice
@@ -39,20 +39,20 @@ def score_blocks(
     row_block: int,
     column_block: int,
 ) -> Iterator[Block]:
-    """Score all pairs, block after block; memory is bounded by two blocks.
+    """Score all pairs block by block; memory is bounded by two blocks.
 
     All processes of the mesh call this with the same arguments and exhaust the iterator, since all devices take part.
-    The rows of a block are sharded over the axis `data`, its columns are on every device. The last blocks are padded,
-    so there is one shape to compile.
+    The rows of a block are sharded over the axis `data`, and its columns are on every device. The last blocks are
+    padded, so there is one shape to compile.
 
     Args:
-      fn: Scores of a block.
-      variables: What else `fn` needs. Arrays that are not on the devices are copied there once.
-      rows: Host array [N, ...], or arrays by name; memory-mapped ones are read block by block.
-      columns: The same, [M, ...]; read once for every block of rows.
-      mesh: Devices; without one, the default device of this process.
-      row_block: Rows of a block; rounded up to a multiple of the data shards.
-      column_block: Columns of a block.
+      fn: Function that scores a block.
+      variables: Variables of `fn`. Arrays that are not on the devices are copied there once.
+      rows: Host array `[N, ...]`, or arrays by name; memory-mapped ones are read block by block.
+      columns: Host array `[M, ...]`, or arrays by name; read once for every block of rows.
+      mesh: Devices; without a mesh, the default device of this process.
+      row_block: Number of rows per block; rounded up to a multiple of the data shards.
+      column_block: Number of columns per block.
 
     Yields:
       The blocks, on process 0; nothing on the other processes.
@@ -89,7 +89,7 @@ def score_matrix(
     row_block: int,
     column_block: int,
 ) -> np.ndarray | None:
-    """Return the scores of all pairs, [N, M, ...], on process 0 and None on the others; see `score_blocks`."""
+    """Return the scores of all pairs, `[N, M, ...]`, on process 0 and None on the others; see `score_blocks`."""
     sizes = _length(rows), _length(columns)
     matrix = None
     for block in score_blocks(fn, variables, rows, columns, mesh, row_block=row_block, column_block=column_block):
@@ -111,7 +111,10 @@ def _slices(length: int, size: int) -> Iterator[slice]:
 
 
 def _filled(tree: PyTree, place: slice, size: int) -> PyTree:
-    """The rows at `place`, and the last of them again up to `size`: values as any others, unlike zeros."""
+    """Return the rows at `place`, padded to `size` with the last of them.
+
+    A repeated row is a valid input to any score, whereas a row of zeros may not be.
+    """
 
     def fill(array: np.ndarray) -> np.ndarray:
         part = np.asarray(array[place])
@@ -124,5 +127,5 @@ def _place(mesh: Mesh | None, tree: PyTree, *, sharded: bool) -> PyTree:
     if mesh is None:
         return jax.device_put(tree)
     where = sharding.batch_sharding(mesh) if sharded else sharding.replicated(mesh)
-    # Every process has all rows and hands over those of its devices.
+    # Every process has all rows and supplies those of its own devices.
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, where, x.__getitem__), tree)

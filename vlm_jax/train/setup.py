@@ -1,4 +1,4 @@
-"""What a run needs before its first step: shapes and places of the state, and the compiled step."""
+"""Preparation of a run: shapes and shardings of the state, and the compiled step."""
 
 import contextlib
 import dataclasses
@@ -23,18 +23,22 @@ CPU_OPTIONS = {
         ("LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT", "LIBRARY_FUSION_TYPE_REDUCE"),
     )
 }
-"""The library that XLA prefers on a CPU runs convolutions on one thread; kept from those, all threads take part."""
+"""XLA options for CPUs.
+
+The library that XLA prefers on a CPU runs convolutions on one thread. These options restrict it to matrix products and
+reductions, so that all threads take part in convolutions.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A run's state, before anything is allocated.
+    """Description of a run's state before anything is allocated, and its training step.
 
     Attributes:
-      abstract: Shapes, types and places of the state.
-      places: The places alone.
-      create: Makes the state from a key, in its places.
-      step: The training step, not compiled.
+      abstract: Shapes, types and shardings of the state.
+      places: Shardings of the state alone.
+      create: Function that makes the sharded state from a random key.
+      step: Training step, not compiled.
     """
 
     abstract: TrainState
@@ -44,10 +48,10 @@ class Setup:
 
 
 def prepare(task: Task, config: ConfigDict, mesh: Mesh, *, total_steps: int, steps_per_epoch: int) -> Setup:
-    """Builds optimiser, schedule and step, and works out where the state lives.
+    """Build optimiser, schedule and step, and compute the shardings of the state.
 
     Raises:
-      ConfigError: for an optimiser or schedule that cannot be built.
+      ConfigError: if the optimiser or the schedule cannot be built.
     """
     schedule = make_schedule(config.schedule, total_steps, steps_per_epoch)
     optimizer = make_optimizer(config.optimizer, schedule, task.abstract_variables()["params"])
@@ -79,22 +83,22 @@ def prepare(task: Task, config: ConfigDict, mesh: Mesh, *, total_steps: int, ste
 
 
 def abstract_batch(task: Task, mesh: Mesh, bucket: str) -> PyTree:
-    """Shapes, types and places of the global training batch of a length bucket."""
+    """Return shapes, types and shardings of the global training batch of a length bucket."""
     specs = task.batch_specs[bucket]
     place = sharding.batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(spec.shape, spec.dtype, sharding=place) for name, spec in specs.items()}
 
 
 def compile_step(setup: Setup, batch: PyTree) -> Compiled:
-    """Compiles the training step for the shapes of a batch, which may hold values or not; the state is donated."""
+    """Compile the training step for the shapes of a batch, given as arrays or specs; the state is donated."""
     step = jax.jit(setup.step, donate_argnums=0, out_shardings=(setup.places, None))
     return compile_lowered(step.lower(setup.abstract, batch))
 
 
 def compile_lowered(lowered: Lowered) -> Compiled:
-    """Compiles with the options that suit the device."""
+    """Compile with the options that suit the device."""
     if jax.default_backend() == "cpu":
-        # Where the experimental option is gone, so is the reason to set it.
+        # A version of XLA without the experimental option does not need it.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             return lowered.compile(CPU_OPTIONS)
     return lowered.compile()

@@ -1,4 +1,4 @@
-"""Processes, the device mesh, and where arrays live on it."""
+"""Processes of a run, the device mesh, and the sharding of arrays over it."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from vlm_jax.types import Batch, PyTree
 VARIABLES = ("VLM_COORDINATOR", "VLM_NUM_PROCESSES", "VLM_PROCESS_ID")
 CLUSTERS = ("SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST", "TPU_WORKER_HOSTNAMES")
 LOST = re.compile(r"Gloo|NCCL|[Cc]onnection|UNAVAILABLE|DEADLINE_EXCEEDED|[Hh]eartbeat|[Bb]arrier")
-"""Words in what jax raises where processes cannot reach one another."""
+"""Words in the errors of jax when processes cannot reach one another."""
 
 
 class LostProcessError(UserError):
@@ -29,13 +29,13 @@ class DeviceMemoryError(UserError):
 
 
 def initialize() -> None:
-    """Joins the other processes and watches them (`train/partners.py`); call before anything touches a device.
+    """Join the other processes and watch them (`train/partners.py`); call before anything touches a device.
 
-    `VLM_COORDINATOR` (host:port), `VLM_NUM_PROCESSES` and `VLM_PROCESS_ID` come first, then what jax detects (SLURM
-    with several tasks, Open MPI 4, Kubernetes jobs, TPU pods); else this is the only process.
+    `VLM_COORDINATOR` (host:port), `VLM_NUM_PROCESSES` and `VLM_PROCESS_ID` have priority over what jax detects (SLURM
+    with several tasks, Open MPI 4, Kubernetes jobs, TPU pods). Otherwise this is the only process.
 
     Raises:
-      ConfigError: where only some of the variables are set, or one is no number of a process.
+      ConfigError: if only some of the variables are set, or the process id is not below the number of processes.
     """
     given = {name: os.environ.get(name) for name in VARIABLES}
     if any(given.values()):
@@ -62,7 +62,7 @@ def initialize() -> None:
 
 
 def explain(error: Exception) -> Exception:
-    """Return what to raise in place of an error of jax's runtime: one line for what a person can mend, else itself."""
+    """Return the error to raise in place of one of jax: one line if the user can act on it, else the error itself."""
     if not isinstance(error, jax.errors.JaxRuntimeError):
         return error if _backend_works() else _missing_backend(error)
     text = (str(error) or "unknown").splitlines()[0][:160]
@@ -92,10 +92,10 @@ def _missing_backend(error: Exception) -> ConfigError:
 
 
 def make_mesh(config: ConfigDict) -> Mesh:
-    """A mesh with the axes `data` and `model` over all devices; one size may be -1: whatever is left.
+    """Make a mesh with the axes `data` and `model` over all devices; one size may be -1 for all remaining devices.
 
     Raises:
-      ConfigError: where the sizes do not fit the number of devices.
+      ConfigError: if the sizes do not fit the number of devices.
     """
     devices = jax.device_count()
     sizes = {"data": config.data, "model": config.model}
@@ -109,10 +109,10 @@ def make_mesh(config: ConfigDict) -> Mesh:
 
 
 def check_batch(mesh: Mesh, config: ConfigDict) -> None:
-    """Checks that the global batch and its groups can be spread over this mesh.
+    """Check that the global batch and its groups can be sharded over this mesh.
 
     Raises:
-      ConfigError: naming the key, what was found and what would do.
+      ConfigError: naming the key that does not fit.
     """
     shards = mesh.shape["data"]
     if config.batch_size % shards:
@@ -124,7 +124,10 @@ def check_batch(mesh: Mesh, config: ConfigDict) -> None:
 
 
 def match_rules(rules: PartitionRules, tree: PyTree) -> PyTree:
-    """A PartitionSpec for every leaf: that of the first rule whose expression is found in its name, else replicated."""
+    """Return a PartitionSpec for every leaf, from the first rule whose expression is found in the leaf's name.
+
+    A leaf is replicated if no rule matches, or if the rule has more axes than the leaf.
+    """
 
     def spec(path: tuple, leaf: jax.Array) -> PartitionSpec:
         name = path_name(path)
@@ -135,7 +138,7 @@ def match_rules(rules: PartitionRules, tree: PyTree) -> PyTree:
 
 
 def shardings(mesh: Mesh, rules: PartitionRules, tree: PyTree) -> PyTree:
-    """A NamedSharding for every leaf."""
+    """Return a NamedSharding for every leaf; see `match_rules`."""
     return jax.tree.map(
         lambda spec: NamedSharding(mesh, spec),
         match_rules(rules, tree),
@@ -144,25 +147,25 @@ def shardings(mesh: Mesh, rules: PartitionRules, tree: PyTree) -> PyTree:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples spread over the axis `data`."""
+    """Return the sharding of a batch: examples over the axis `data`."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def shard_batch(mesh: Mesh, batch: Batch) -> PyTree:
-    """Makes global arrays of every process's consecutive part of the batch."""
+    """Make global arrays from every process's own consecutive part of the batch."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda value: jax.make_array_from_process_local_data(sharding, np.asarray(value)), dict(batch))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Return the sharding with a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(mesh: Mesh | None, tree: PyTree) -> PyTree:
-    """Put a copy of every leaf on each device of the mesh, or on the default device where there is no mesh.
+    """Put a copy of every leaf on each device of the mesh, or on the default device if there is no mesh.
 
-    A leaf with a copy on every device of the mesh already is returned unchanged. All processes pass the same values.
+    A leaf that is on exactly the devices of the mesh already is returned unchanged. All processes pass the same values.
     """
     if mesh is None:
         return jax.device_put(tree)
@@ -178,7 +181,7 @@ def replicate(mesh: Mesh | None, tree: PyTree) -> PyTree:
 
 
 def local_rows(array: jax.Array | np.ndarray) -> np.ndarray:
-    """The rows that this process holds of an array sharded over its first axis, in order and each once."""
+    """Return the rows that this process holds of an array sharded over its first axis, in order and each once."""
     if isinstance(array, np.ndarray) or array.is_fully_addressable:
         return np.asarray(array)
     parts = {shard.index[0].start or 0: shard.data for shard in array.addressable_shards}

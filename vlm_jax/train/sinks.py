@@ -1,4 +1,4 @@
-"""Outputs of an evaluation as arrays on disk, for what is larger than memory: feature banks, dense predictions."""
+"""Evaluation outputs collected in memory, or as arrays on disk if they are larger than memory (feature banks)."""
 
 import json
 import shutil
@@ -15,7 +15,7 @@ from vlm_jax.files import replacing, write_json
 from vlm_jax.types import Outputs
 
 STAMP = "evaluation.json"
-"""File beside parts and arrays that states what was evaluated and how."""
+"""Name of the file beside parts and arrays that states what was evaluated and how."""
 
 
 class Rows:
@@ -23,7 +23,7 @@ class Rows:
 
     Args:
       total: Number of items.
-      allocate: (name, shape, type) -> the array that holds one output of all items.
+      allocate: Function from name, shape and type to the array that holds one output of all items; `np.empty` if None.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class Rows:
         self.arrays: dict[str, np.ndarray] = {}
 
     def put(self, index: np.ndarray, outputs: Outputs) -> None:
-        """Place the outputs [n, ...] of the items `index` [n].
+        """Store the outputs `[n, ...]` of the items `index` `[n]`.
 
         Raises:
-          DataError: for an item that does not exist, or an output whose shape or type changes between batches.
+          DataError: if an item does not exist, or an output's shape or type changes between batches.
         """
         if len(index) and not (index.min() >= 0 and index.max() < self.total):
             wrong = int(index.max()) if index.max() >= self.total else int(index.min())
@@ -61,7 +61,7 @@ class Rows:
         """Return the arrays, rows by index.
 
         Raises:
-          DataError: for an item that is missing or came twice.
+          DataError: if an item is missing or came twice.
         """
         for problem, wrong in (("is missing", self.seen == 0), ("came more than once", self.seen > 1)):
             items = np.flatnonzero(wrong)
@@ -74,14 +74,14 @@ class Rows:
 
 
 class ArraySink:
-    """A folder with one `NAME.npy` per output, rows by index; `np.load(path, mmap_mode="r")` reads it.
+    """Sink that fills a folder with one `NAME.npy` per output, rows by index; `np.load(path, mmap_mode="r")` reads it.
 
-    Until all items are there, the parts of every batch and process lie in `FOLDER.parts/`. Several processes share the
-    file system. Types that `.npy` does not know, such as bfloat16, become float32.
+    Until all items are written, the parts of every batch and process lie in `FOLDER.parts/`. Several processes need a
+    shared file system. Types that `.npy` does not know, such as bfloat16, become float32.
 
     Args:
-      folder: Where the arrays go; what lies there is replaced when the evaluation is complete.
-      fingerprint: What the arrays depend on beside variables, batch size and protocol, as JSON values.
+      folder: Folder of the arrays; its content is replaced when the evaluation is complete.
+      fingerprint: JSON values that the arrays depend on, in addition to variables, batch size and protocol.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any] | None = None) -> None:
@@ -90,10 +90,10 @@ class ArraySink:
         self.batches = 0
 
     def resume(self, evaluation: Mapping[str, Any]) -> int:
-        """Return how many batches, from the first, this process has written already.
+        """Return the number of batches, counted from the first, that this process has written already.
 
         Raises:
-          DataError: for parts of another evaluation.
+          DataError: if the folder has parts of another evaluation.
         """
         stamp = json.loads(json.dumps({**self.fingerprint, **evaluation}, default=str))
         path = self.parts / STAMP
@@ -114,7 +114,7 @@ class ArraySink:
         return self.batches
 
     def write(self, number: int, index: np.ndarray, outputs: Outputs) -> None:
-        """Write this process's part of batch `number`, completely or not at all; one that is there stays."""
+        """Write this process's part of batch `number`, completely or not at all; an existing part is kept."""
         self.batches = max(self.batches, number + 1)
         if self._part(number).is_file():
             return
@@ -126,7 +126,7 @@ class ArraySink:
         """Merge the parts of all processes on process 0, and return the memory-mapped arrays on every process.
 
         Raises:
-          DataError: for an item that is missing or came twice, or a part that another process wrote elsewhere.
+          DataError: if an item is missing or came twice, or a part of another process is not on this file system.
         """
         multihost_utils.sync_global_devices(f"written {self.folder}")
         if jax.process_index() == 0:
@@ -157,7 +157,7 @@ class ArraySink:
         if self.folder.exists():
             self.folder.rename(before)
         merged.rename(self.folder)
-        # Renamed first: parts without their stamp must not lie where the next evaluation looks for its own.
+        # Rename first: half-deleted parts without their stamp must not lie where the next evaluation looks for parts.
         self.parts.rename(done)
         for stale in (before, done):
             shutil.rmtree(stale, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Everything that a training step changes."""
+"""State of a run: everything that a training step changes."""
 
 import hashlib
 from typing import Any
@@ -15,15 +15,15 @@ from vlm_jax.types import ModelState, Params, PyTree, Variables
 
 @flax.struct.dataclass
 class TrainState:
-    """Sharded, donated, checkpointed and restored as one.
+    """State that is sharded, donated, saved and restored as one tree.
 
     Attributes:
-      step: Updates made.
-      params: What the optimiser changes.
-      model_state: What has memory and is not trained.
-      opt_state: The optimiser's.
+      step: Number of updates made, int32 `[]`.
+      params: Parameters that the optimiser trains.
+      model_state: Variables that the model updates itself, such as batch statistics.
+      opt_state: State of the optimiser.
       ema_params: Running average of the parameters, or None.
-      key: Random key of the run; a step folds its number into it.
+      key: Random key of the run; each step folds its number into it.
     """
 
     step: jax.Array
@@ -34,7 +34,11 @@ class TrainState:
     key: jax.Array
 
     def variables(self, *, average: bool = False) -> dict[str, Any]:
-        """Flax variables for evaluation, with the averaged parameters if asked for."""
+        """Return Flax variables for evaluation.
+
+        Args:
+          average: If true and the run keeps a running average, use the averaged parameters.
+        """
         params = self.ema_params if average and self.ema_params is not None else self.params
         return {"params": params, **self.model_state}
 
@@ -42,7 +46,7 @@ class TrainState:
 def create_state(
     variables: Variables, optimizer: optax.GradientTransformation, key: jax.Array, ema: bool
 ) -> TrainState:
-    """A state at step 0 around freshly initialised variables."""
+    """Create a state at step 0 from freshly initialised variables; if `ema`, it keeps a running average of `params`."""
     model_state = {name: value for name, value in variables.items() if name != "params"}
     params = variables["params"]
     return TrainState(

@@ -1,4 +1,4 @@
-"""One update."""
+"""Training step: one update of the state."""
 
 from collections.abc import Callable
 
@@ -23,14 +23,14 @@ def make_train_step(
     clip_norm: float = 0.0,
     ema_decay: float = 0.0,
 ) -> TrainStep:
-    """A pure function from a state and the global batch to the next state and its metrics; the caller jits it.
+    """Make the pure function from a state and the global batch to the next state and its metrics; the caller jits it.
 
     Args:
-      task: Gives the loss.
-      optimizer: Made by `make_optimizer`.
-      schedule: For the reported `learning_rate`.
-      clip_norm: Largest norm of all gradients together; 0 does not clip.
-      ema_decay: Of the running average; 0 keeps none.
+      task: Task whose `loss_fn` is minimised.
+      optimizer: Update rule, from `make_optimizer`.
+      schedule: Schedule of the optimiser, for the metric `learning_rate`.
+      clip_norm: Largest global norm of the gradients; 0 does not clip.
+      ema_decay: Decay of the running average, for states that keep one.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -1,4 +1,4 @@
-"""The folders `checkpoints/STEP` of a run: which are whole, what was measured at them, and which is the best."""
+"""Folders `checkpoints/STEP` of a run: completeness, metrics and ranking."""
 
 import json
 import zlib
@@ -13,12 +13,12 @@ from vlm_jax.errors import UserError
 from vlm_jax.files import write_json
 
 MANIFEST = "files.json"
-"""Names and sizes of a finished checkpoint's files, and the CRC-32 of small ones."""
+"""Name of the file with names and sizes of a finished checkpoint's files, and the CRC-32 of small ones."""
 METRICS = "metrics.json"
-"""Metrics of a checkpoint; absent until its evaluation is complete."""
+"""Name of the file with the metrics of a checkpoint; missing until its evaluation is complete."""
 OWN = (MANIFEST, METRICS)
 SMALL = 1 << 20
-"""Most bytes of a file whose content the manifest covers. Larger ones hold arrays, which have checksums."""
+"""Largest size of a file that has a CRC-32 in the manifest, bytes. Larger files hold arrays, which have checksums."""
 
 
 class CheckpointError(UserError):
@@ -36,17 +36,17 @@ def step_folders(directory: Path) -> dict[int, Path]:
 
 
 def unfinished(directory: Path) -> list[Path]:
-    """Return what a killed process left half written."""
+    """Return the folders that a killed process left half written."""
     return sorted(directory.glob("[0-9]*.orbax-checkpoint-tmp*"))
 
 
 def write_manifest(folder: Path) -> None:
-    """Note the files of a checkpoint that has just been written."""
+    """Write the manifest of a checkpoint that has just been written."""
     write_json(folder / MANIFEST, {str(path.relative_to(folder)): _describe(path) for path in _files(folder)})
 
 
 def check_files(folder: Path) -> None:
-    """Check that the files of a checkpoint are there, have their sizes, and that small ones have their content.
+    """Check that the files of a checkpoint exist and have their sizes, and that small ones have their content.
 
     Raises:
       DamagedError: naming the first file that differs.
@@ -70,7 +70,7 @@ def check_files(folder: Path) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """Return what was measured at a checkpoint; None where no evaluation of it was completed."""
+    """Return the metrics of a checkpoint by name; None if no evaluation of it is complete."""
     try:
         return _read_json(folder / METRICS)
     except DamagedError:
@@ -78,12 +78,12 @@ def read_metrics(folder: Path) -> dict[str, Any] | None:
 
 
 def write_metrics(folder: Path, metrics: Mapping[str, float]) -> None:
-    """Note what was measured at a checkpoint."""
+    """Write the metrics of a checkpoint."""
     write_json(folder / METRICS, metrics)
 
 
 def by_rank(folders: Mapping[int, Path], config: ConfigDict) -> list[int]:
-    """Return the steps that have the metric of `config.checkpoint`, best first; of equal ones the earlier first."""
+    """Return the steps that have the metric `config.best_metric`, best first; of equal ones the earlier first."""
     values = {}
     for step, folder in folders.items():
         value = (read_metrics(folder) or {}).get(config.best_metric)
@@ -93,20 +93,20 @@ def by_rank(folders: Mapping[int, Path], config: ConfigDict) -> list[int]:
 
 
 def kept_steps(folders: Mapping[int, Path], config: ConfigDict) -> set[int]:
-    """Return the steps whose checkpoints stay: the latest `keep`, and the best `keep_best`."""
+    """Return the steps whose checkpoints are kept: the latest `config.keep` and the best `config.keep_best`."""
     best = by_rank(folders, config)[: config.keep_best] if config.keep_best else []
     return {*sorted(folders)[-max(1, config.keep) :], *best}
 
 
 def checkpoint_folder(reference: str | Path) -> Path:
-    """Return the folder that holds `state/`.
+    """Return the folder of a checkpoint, which holds `state/`.
 
     Args:
-      reference: A step's folder, a converted checkpoint, a workdir or its `checkpoints` folder (its newest step), or
-        one of the last two with `@best` or `@STEP`.
+      reference: Folder of a step, a converted checkpoint, a workdir or its `checkpoints` folder (for its newest step),
+        or one of the last two with `@best` or `@STEP`.
 
     Raises:
-      CheckpointError: where there is none.
+      CheckpointError: if there is no such checkpoint.
     """
     path, choice = Path(reference), ""
     if not path.exists() and "@" in path.name:
@@ -129,7 +129,7 @@ def checkpoint_folder(reference: str | Path) -> Path:
 
 
 def _best(path: Path, folders: Mapping[int, Path]) -> int:
-    """The best step of a run, by the metric that its config names."""
+    """Return the best step of a run, by the metric that its config names."""
     config = configs.find(next(iter(folders.values()))).checkpoint
     if not config.best_metric:
         raise CheckpointError(f"checkpoint {path}@best: the run's config.checkpoint.best_metric names no metric")

@@ -13,14 +13,14 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(Exception):
-    """The run was told to stop."""
+    """Signal to stop the run, raised by `StopSignal`."""
 
 
 class StopSignal:
-    """Notes signals to stop from when it is made until `restore`.
+    """Handler of signals to stop, from its creation until `restore`.
 
-    One process stops between two steps, and at once where it waits for data or evaluates. Of several, jax notes SIGTERM
-    and makes all of them stop after the same step or batch.
+    A single process stops between two steps, or at once where it waits for data or evaluates. With several processes,
+    jax handles SIGTERM and makes all of them stop after the same step or batch.
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class StopSignal:
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def check(self) -> None:
-        """Raise `Stopped` where a signal came; of several processes, all call it equally often and are told alike."""
+        """Raise `Stopped` if a signal came; several processes call it equally often and raise at the same call."""
         self._checks += 1
         if self._seen or (jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._checks)):
             raise Stopped
 
     @contextlib.contextmanager
     def ends_at_once(self) -> Iterator[None]:
-        """Let a signal end what is done here at once; nothing here may change the state."""
+        """Return a context in which a signal raises `Stopped` at once; its body must not change the training state."""
         if self._seen:
             raise Stopped
         self._at_once = True
@@ -49,7 +49,7 @@ class StopSignal:
             self._at_once = False
 
     def restore(self) -> None:
-        """Give signals back to who had them."""
+        """Restore the previous signal handlers."""
         for number, previous in self._previous.items():
             signal.signal(number, previous)
 

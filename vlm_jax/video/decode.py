@@ -1,6 +1,6 @@
-"""Read frames from video files through FFmpeg's own filters (PyAV), frame for frame as the `ffmpeg` program does.
+"""Reading of frames from video files with FFmpeg's own filters (PyAV), the same frames as from the `ffmpeg` program.
 
-Filters are texts in FFmpeg's syntax, such as 'crop=224:224,hflip'; the functions at the end write the usual ones.
+Filters are strings in FFmpeg's syntax, such as 'crop=224:224,hflip'. The functions at the end return the usual ones.
 """
 
 import io
@@ -25,35 +25,37 @@ except ImportError as error:
     raise MissingPackageError("reading video needs PyAV: pip install 'vlm_jax[video]'") from error
 
 File = str | Path | bytes
-"""A video's path, or the content of its file."""
+"""Path of a video, or the content of its file."""
 Seconds = float | Fraction
 Rate = int | Fraction
 
 MICROSECONDS = 1_000_000
 
-# Containers whose header states the length, and how much earlier (seconds) the packets of a whole file may end.
+# Containers whose header states the duration, and the tolerance (seconds) for packets that end earlier.
 CONTAINERS_WITH_LENGTH = {"mov", "matroska", "avi"}
 TRUNCATION_TOLERANCE = 1.0
-# How far before the start (microseconds) decoding begins: more only if the first frame comes out too late.
+# Margins (microseconds) before the start at which decoding begins; the next is tried if the first frame comes too late.
 SEEK_MARGINS = (0, 2 * MICROSECONDS, 16 * MICROSECONDS, 128 * MICROSECONDS, math.inf)
-# The ffmpeg program's allowance (microseconds) for frames that are stored later than they are shown.
+# Allowance of the ffmpeg program (microseconds) for frames that are stored later than they are shown.
 REORDERING = 3 * MICROSECONDS // 23
-# Seconds. A longer gap is a damaged time stamp, and the filter `fps` would fill it with frames; so is a later frame.
+# Limits in seconds. A longer gap comes from a damaged time stamp, and the filter `fps` would fill it with frames. The
+# same holds for a later frame.
 LONGEST_GAP = 3600
 LONGEST_VIDEO = 48 * 3600
-# Bytes of the frames that `read_frames` gives at once.
+# Largest array that `read_frames` returns, bytes.
 LARGEST_ARRAY = 8 << 30
-# A frame of this width and height (pixels) is large enough for any filter meant for videos.
+# Width and height of a frame (pixels) that is large enough for any reasonable filter.
 LARGE = 8192
 
 
 class VideoError(UserError):
-    """A video file that cannot be used.
+    """Video file that cannot be used.
 
     Attributes:
-      reason: one of 'missing', 'empty', 'unreadable', 'no video stream', 'no frames', 'truncated', 'too small',
+      path: Name of the video in messages.
+      reason: One of 'missing', 'empty', 'unreadable', 'no video stream', 'no frames', 'truncated', 'too small',
         'changing size', 'time jump', 'too long'.
-      detail: what else is known, '' if nothing.
+      detail: Further description, or ''.
     """
 
     def __init__(self, path: File, reason: str, detail: str = "") -> None:
@@ -65,20 +67,22 @@ class VideoError(UserError):
 
 
 def name_of(video: File) -> str:
-    """Return what messages call a video."""
+    """Return the name of a video in messages: its path, or the size of its content."""
     return f"video of {len(video)} bytes" if isinstance(video, bytes) else str(video)
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file says about itself.
+    """Properties of a video file, as its header and its first frame state them.
 
     Attributes:
-      width, height: pixels, as shown (after rotation).
-      duration: seconds; of the container, else of the video stream, else 0.
-      frame_rate: frames per second on average, 0 if unknown.
-      num_frames: number of frames that the container states, 0 if it does not.
-      rotation: degrees by which a player turns the stored frames counter-clockwise: 0, 90, 180 or 270.
+      path: Name of the video in messages.
+      width: Width as shown (after rotation), pixels.
+      height: Height as shown (after rotation), pixels.
+      duration: Duration in seconds, of the container, else of the video stream; 0 if unknown.
+      frame_rate: Average frames per second, 0 if unknown.
+      num_frames: Number of frames that the container states, 0 if unknown.
+      rotation: Degrees by which a player turns the stored frames counter-clockwise: 0, 90, 180 or 270.
       codec: FFmpeg's name of the codec, such as 'h264'.
     """
 
@@ -93,7 +97,11 @@ class VideoInfo:
 
 
 def probe(path: File) -> VideoInfo:
-    """Reads a file's header and first frame. Raises VideoError if it is not a video that can be decoded."""
+    """Read the header and the first frame of a file.
+
+    Raises:
+      VideoError: if it is not a video that can be decoded.
+    """
     with _opened(path) as stream:
         frame = next(_timed_frames(path, stream, strict=False, start=0), None)
         if frame is None:
@@ -123,25 +131,28 @@ def stream_frames(
     strict: bool = True,
     threads: int = 1,
 ) -> Iterator[np.ndarray]:
-    """Yields the frames of a video, or of a part of it, one by one: uint8 [H, W, 3], RGB.
+    """Yield the frames of a video, or of a part of it, one by one: uint8 `[H, W, 3]`, RGB.
 
-    They are those of `ffmpeg -ss START -t SECONDS -i PATH -filter_complex 'fps=FPS,FILTERS' -pix_fmt rgb24 -f
-    rawvideo -`: an exact seek, times counted from it, rotation by metadata first, and the end cut off before `fps`
-    decides how many frames there are. Without `fps` every source frame comes once (`-fps_mode passthrough`). Where the
-    program's seek loses or damages frames (MPEG transport and program streams, AVI at 0 s), the right ones come.
+    They are the frames of `ffmpeg -ss START -t SECONDS -i PATH -filter_complex 'fps=FPS,FILTERS' -pix_fmt rgb24 -f
+    rawvideo -`. The seek is exact, and times are counted from it. Frames are first rotated by metadata. The end is cut
+    off before `fps` decides on the number of frames. Without `fps`, every source frame comes once (`-fps_mode
+    passthrough`). In some files the program's seek loses or damages frames (MPEG transport and program streams, AVI at
+    0 s); this function yields the right ones.
 
     Args:
-      start: seconds to skip; at or after the end of the video there are no frames.
-      seconds: how much to read, None for all.
-      fps: output frames per second, None for the source's frames.
+      path: Path of the video, or the content of its file.
+      start: Time to skip, seconds; at or after the end of the video there are no frames.
+      seconds: Length of the part to read, seconds; None for all.
+      fps: Output frames per second; None for the source's frames.
       filters: FFmpeg filters, a chain without labels.
-      strict: whether a damaged or truncated file is an error, raised when the damage is met. If not, what can be
-        decoded comes. Containers that do not state their length (MPEG-TS, fragmented MP4) do not show a missing end.
-      threads: decoder threads, 0 for one per core.
+      strict: If true, a damaged or truncated file raises VideoError when the damage is met; else all frames that can be
+        decoded are yielded. A missing end is not noticed in containers without a stated duration (MPEG-TS, fragmented
+        MP4).
+      threads: Number of decoder threads, 0 for one per core.
 
     Raises:
-      VideoError: the file cannot be used.
-      ValueError: FFmpeg cannot use `filters`.
+      VideoError: if the file cannot be used.
+      ValueError: if FFmpeg cannot use `filters`, or `start` or `seconds` is out of range.
     """
     if start < 0 or (seconds is not None and seconds <= 0):
         raise ValueError(f"{path}: start is {start} and seconds {seconds}, expected start >= 0 and seconds > 0")
@@ -166,12 +177,13 @@ def read_frames(
     strict: bool = True,
     threads: int = 1,
 ) -> np.ndarray:
-    """The frames that `stream_frames` yields, as one array: uint8 [T, H, W, 3], RGB.
+    """Return the frames that `stream_frames` yields as one array: uint8 `[T, H, W, 3]`, RGB.
 
-    After the end of the video T is 0, and H and W are still right.
+    If `start` is after the end of the video, T is 0, and H and W are still right.
 
     Raises:
-      VideoError: as `stream_frames` does, and where the frames take more than `LARGEST_ARRAY`.
+      VideoError: if the file cannot be used, or the frames take more than `LARGEST_ARRAY` bytes.
+      ValueError: if FFmpeg cannot use `filters`, or `start` or `seconds` is out of range.
     """
     chosen = {"start": start, "seconds": seconds, "fps": fps, "filters": filters}
     frames = []
@@ -186,7 +198,7 @@ def read_frames(
 def read_clip(
     path: File, *, start: Seconds, num_frames: int, fps: Rate, filters: str = "", strict: bool = True
 ) -> np.ndarray:
-    """A clip of fixed length: uint8 [num_frames, H, W, 3], RGB; black frames at its end where the video is over.
+    """Return a clip of fixed length: uint8 `[num_frames, H, W, 3]`, RGB; frames after the end of the video are black.
 
     0.1 s more than the clip's length is read, so that the last frame does not depend on rounding
     (antoine77340/MIL-NCE_HowTo100M, video_loader.py). Arguments and errors are those of `stream_frames`.
@@ -202,20 +214,24 @@ def read_clip(
 def read_clips(
     path: File, starts: Sequence[Seconds], num_frames: int, fps: Rate, filters: str = "", strict: bool = True
 ) -> np.ndarray:
-    """Clips of one video from several start times: uint8 [len(starts), num_frames, H, W, 3], each as `read_clip`'s."""
+    """Return clips of one video from N start times: uint8 `[N, num_frames, H, W, 3]`; see `read_clip`."""
     chosen = {"num_frames": num_frames, "fps": fps, "filters": filters, "strict": strict}
     return np.stack([read_clip(path, start=start, **chosen) for start in starts])
 
 
 def _microseconds(seconds: Seconds) -> int:
-    """Whole microseconds, cut off as FFmpeg does when it reads the number as text."""
+    """Return whole microseconds, truncated as FFmpeg does when it reads the number as text."""
     exact = seconds if isinstance(seconds, Fraction) else Fraction(Decimal(str(float(seconds))))
     return math.floor(exact * MICROSECONDS)
 
 
 @contextmanager
 def _opened(path: File, threads: int = 1) -> Iterator[av.VideoStream]:
-    """The best video stream of a file; the file is closed afterwards."""
+    """Open a file and return a context with its best video stream; the file is closed afterwards.
+
+    Raises:
+      VideoError: if the file cannot be read or has no video stream.
+    """
     in_memory = isinstance(path, bytes)
     if not in_memory and not os.path.isfile(path):  # also for a name that is too long for a file
         raise VideoError(path, "missing")
@@ -230,7 +246,7 @@ def _opened(path: File, threads: int = 1) -> Iterator[av.VideoStream]:
         streams = [stream for stream in container.streams.video if not stream.disposition & flags.attached_pic]
         if not streams:
             raise VideoError(path, "no video stream")
-        # The ffmpeg program prefers the default stream, then the one with most pixels.
+        # The ffmpeg program prefers the default stream, then the one with the most pixels.
         stream = max(streams, key=lambda s: s.width * s.height + 5_000_000 * bool(s.disposition & flags.default))
         if stream.codec_context is None:
             raise VideoError(path, "unreadable", "unknown codec")
@@ -240,7 +256,7 @@ def _opened(path: File, threads: int = 1) -> Iterator[av.VideoStream]:
 
 
 def _decode(path: File, start: int, strict: bool, threads: int) -> Iterator[av.VideoFrame]:
-    """Decoded frames from `start` (microseconds) on, in the order in which they are shown, times counted from there."""
+    """Yield decoded frames from `start` (microseconds) on, in display order, with times counted from `start`."""
     for margin in SEEK_MARGINS:
         with _opened(path, threads) as stream, closing(_timed_frames(path, stream, strict, start)) as frames:
             container, from_beginning = stream.container, start - margin <= 0
@@ -248,11 +264,11 @@ def _decode(path: File, start: int, strict: bool, threads: int) -> Iterator[av.V
             if not from_beginning:
                 by_display_time = container.format.flags & av.format.Flags.seek_to_pts.value
                 early = 0 if by_display_time or not stream.codec_context.has_b_frames else REORDERING
-                with suppress(av.error.FFmpegError):  # then all is read, and what lies before the start is left out
+                with suppress(av.error.FFmpegError):  # then all is read, and frames before `start` are dropped
                     container.seek(target - margin - early)
             zero = math.floor(Fraction(target, MICROSECONDS) / stream.time_base + Fraction(1, 2))
             if container.format.flags & av.format.Flags.ts_discont.value and stream.start_time is not None:
-                zero = max(zero, stream.start_time)  # the program lets such files begin with the stream that is read
+                zero = max(zero, stream.start_time)  # the program counts times of such files from the stream it reads
             first = next(frames, None)
             if first is None and from_beginning:
                 raise VideoError(path, "no frames")
@@ -274,7 +290,7 @@ def _decode(path: File, start: int, strict: bool, threads: int) -> Iterator[av.V
 
 
 def _check_times(path: File, end: int, frame: av.VideoFrame) -> None:
-    """Check a frame's time; `end` is when the frame before it ends."""
+    """Check the time of a frame; `end` is the end of the previous frame, in ticks of its time base."""
     before, shown, lasts = (float(ticks * frame.time_base) for ticks in (end, frame.pts, frame.duration))
     if shown - before > LONGEST_GAP or lasts > LONGEST_GAP:
         raise VideoError(path, "time jump", f"a frame at {shown:.0f} s that lasts {lasts:.0f} s, after {before:.0f} s")
@@ -283,14 +299,14 @@ def _check_times(path: File, end: int, frame: av.VideoFrame) -> None:
 
 
 def _timed_frames(path: File, stream: av.VideoStream, strict: bool, start: int) -> Iterator[av.VideoFrame]:
-    """Decoded frames from where the container stands, each with a time and a duration."""
+    """Yield decoded frames from the container's current position on, each with a time and a duration."""
     without_display_times = stream.container.format.name == "avi"
     last_time, last_duration = None, 1
     for packet in _packets(path, stream, strict, start):
         try:
             frames = stream.codec_context.decode(packet)
         except av.error.FFmpegError as error:
-            # Right after a seek the decoder may lack the frames that a packet builds on.
+            # Right after a seek, the decoder may lack the reference frames of a packet.
             if strict and (last_time is not None or start == 0):
                 raise VideoError(path, "unreadable", error.strerror) from error
             continue
@@ -301,19 +317,23 @@ def _timed_frames(path: File, stream: av.VideoStream, strict: bool, start: int) 
                 frame.pts = 0 if last_time is None else last_time + last_duration
             step = 0 if last_time is None else frame.pts - last_time
             if step > 0 and (frame.duration <= 0 or (frame.duration == 1 and step > 2)):
-                frame.duration = step  # one tick is what FFmpeg makes up where it knows no duration
+                frame.duration = step  # FFmpeg sets one tick if it knows no duration
             last_time, last_duration = frame.pts, max(frame.duration, 1)
             yield frame
 
 
 def _packets(path: File, stream: av.VideoStream, strict: bool, start: int) -> Iterator[av.Packet | None]:
-    """The video stream's packets, then None to empty the decoder. Raises if `strict` and the file ends too early."""
+    """Yield the packets of the video stream, then None to flush the decoder.
+
+    Raises:
+      VideoError: if `strict` and the file ends too early.
+    """
     container, stated = stream.container, None
     if CONTAINERS_WITH_LENGTH & set(container.format.name.split(",")):
         stated = container.duration and container.duration / MICROSECONDS
         if stream.duration is not None:
             stated = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
-    # The program does not read the other streams; here they are where the file's end shows in nothing else.
+    # The program does not read the other streams. They are read here if nothing else shows that the file was truncated.
     if stated is None or stream.duration is not None:
         for other in container.streams:
             other.discard = av.stream.Discard.default if other.index == stream.index else av.stream.Discard.all
@@ -339,7 +359,7 @@ def _packets(path: File, stream: av.VideoStream, strict: bool, start: int) -> It
 
 
 def _output_size(path: File, filters: str) -> tuple[int, int]:
-    """Height and width of the frames that `filters` give."""
+    """Return height and width (pixels) of the frames that `filters` give."""
     with closing(_decode(path, 0, strict=False, threads=1)) as frames:
         for frame in _filtered(path, islice(frames, 1), [], filters):
             return frame.height, frame.width
@@ -349,7 +369,7 @@ def _output_size(path: File, filters: str) -> tuple[int, int]:
 def _filtered(
     path: File, frames: Iterable[av.VideoFrame], timing: list[tuple[str, str]], filters: str
 ) -> Iterator[av.VideoFrame]:
-    """Frames as shown, through the filters `timing` and `filters`, in RGB."""
+    """Yield RGB frames after rotation and the filters `timing` and `filters`."""
     graph, layout = None, None
     for frame in chain(frames, [None]):
         if frame is None and graph is None:
@@ -381,7 +401,7 @@ def _filter_graph(path: File, frame: av.VideoFrame, steps: list[tuple[str, str]]
 
 
 def _linked(frame: av.VideoFrame, width: int, height: int, steps: list[tuple[str, str]]) -> av.filter.Graph:
-    """A graph for frames of this size that are like `frame` otherwise."""
+    """Build a filter graph for frames of this size (pixels) and the other properties of `frame`."""
     graph = av.filter.Graph()
     graph.threads = 1
     colours = f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
@@ -393,7 +413,7 @@ def _linked(frame: av.VideoFrame, width: int, height: int, steps: list[tuple[str
 
 
 def _rotation(frame: av.VideoFrame) -> tuple[int, list[tuple[str, str]]]:
-    """How a frame is to be shown: degrees clockwise (0, 90, 180, 270) and the filters that the program uses for it."""
+    """Return the rotation of a frame: degrees clockwise (0, 90, 180, 270), and the filters that the program uses."""
     data = frame.side_data.get("DISPLAYMATRIX")
     matrix = np.frombuffer(bytes(data), np.int32).tolist() if data else [1, 0, 0, 0, 1, 0, 0, 0, 1]
     angle = round(math.degrees(math.atan2(matrix[1], matrix[0])) / 90) * 90 % 360
@@ -405,27 +425,35 @@ def _rotation(frame: av.VideoFrame) -> tuple[int, list[tuple[str, str]]]:
 
 
 def _split_filters(text: str) -> list[tuple[str, str]]:
-    """Names and arguments of a chain 'name=arguments,name'. Quotes and backslashes protect commas, as in FFmpeg."""
+    """Return names and arguments of a chain 'name=arguments,name'; quotes and backslashes protect commas."""
     texts = re.findall(r"(?:\\.|'[^']*'|[^,])+", text)
     pairs = [re.sub(r"\\(.)|'([^']*)'", r"\1\2", text).strip().partition("=") for text in texts]
     return [(name, arguments) for name, _, arguments in pairs]
 
 
 def square_crop(size: int, u: float = 0.5, w: float = 0.5) -> str:
-    """Return the largest square at x = (width - side) * u, y = (height - side) * w, scaled to size x size pixels."""
+    """Return filters for the largest square, scaled to size x size pixels.
+
+    The square lies at x = (width - side) * u, y = (height - side) * w.
+    """
     side = "min(iw\\,ih)"
     return f"crop={side}:{side}:(iw - {side})*{float(u)}:(ih - {side})*{float(w)},scale={size}:{size}"
 
 
 def crop(size: int, u: float, w: float) -> str:
-    """Return a crop of size x size pixels at x = (width - size) * u, y = (height - size) * w, not scaled."""
+    """Return the filter for a crop of size x size pixels at x = (width - size) * u, y = (height - size) * w."""
     return f"crop={size}:{size}:(iw - {size})*{float(u)}:(ih - {size})*{float(w)}"
 
 
 def short_side(side: int, enlarge: bool = False) -> str:
-    """Scales the shorter side to `side` pixels (even), keeping the aspect; both sides come out even.
+    """Return the filter that scales the shorter side to `side` pixels and keeps the aspect ratio; both sides are even.
 
-    Unless `enlarge`, smaller frames keep their size, but for an odd side.
+    Args:
+      side: Length of the shorter side, an even number of pixels.
+      enlarge: If true, smaller frames are enlarged; else they keep their size, apart from odd sides.
+
+    Raises:
+      ValueError: if `side` is odd or below 2.
     """
     if side < 2 or side % 2:
         raise ValueError(f"side is {side}, expected an even number of pixels")
