@@ -38,7 +38,7 @@ def test_a_terminal_shows_a_bar(monkeypatch, capsys):
     with Progress("steps", 4) as shown:
         shown.advance(3, "loss 3")
     text = capsys.readouterr().err
-    assert text.startswith("\rsteps:   0%|")
+    assert text.lstrip("\n").startswith("\rsteps:   0%|")  # below bars that are still open
     assert "3/4" in text.split("\r")[-1]
     assert "loss 3" in text.split("\r")[-1]
     assert text.endswith("\n")

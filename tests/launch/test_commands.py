@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 import pytest
 import recipe
 
+from data_prep.milnce import prepare as milnce
 from vlm_jax import inference
 from vlm_jax.interop import torch_files
 from vlm_jax.interop.rules import flatten
@@ -70,14 +71,19 @@ def prepared(root, tmp_path_factory):
     """Training and retrieval shards of the packaged clips, and the overrides that point to them."""
     folder = tmp_path_factory.mktemp("prepared")
     lists = ["--list", f"{CLIPS}/videos.csv", "--captions", f"{CLIPS}/captions"]
-    prep = ("-m", "data_prep.milnce")
-    command(root, *prep, "vocabulary", *lists, "--output", folder / "words.npy", "--rows", 300)
+
+    def prepare(*words):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(root)
+            milnce.main([str(word) for word in words])
+
+    prepare("vocabulary", *lists, "--output", folder / "words.npy", "--rows", 300)
     sizes = "--short_side 40 --smallest_side 32 --segment_seconds 3 --epoch segments --clip_seconds 1.6 --min_time 2"
     shards = ["--num_shards", 3, "--min_seconds", 1.6]
-    command(root, *prep, "howto100m", *lists, "--videos", CLIPS, "--output", folder / "clips", *sizes.split(), *shards)
+    prepare("howto100m", *lists, "--videos", CLIPS, "--output", folder / "clips", *sizes.split(), *shards)
     sizes = "--windows 2 --num_frames 8 --fps 5 --size 32 --num_shards 2"
     queries = ["--csv", f"{CLIPS}/queries.csv", "--videos", CLIPS, "--output", folder / "queries"]
-    command(root, *prep, "segments", *queries, *sizes.split())
+    prepare("segments", *queries, *sizes.split())
     small = {
         "batch_size": 4,
         "batch_groups": 2,
@@ -204,8 +210,10 @@ def test_evaluation_from_the_restored_checkpoint(root, prepared, trained):
     rankings = json.loads((trained / "results" / "clips_rankings.json").read_text())
     ranks = [query["rank"] for query in rankings]
     assert np.mean(np.array(ranks) <= 10) == pytest.approx(results["metrics"]["R@10"])
-    said = command(root, "launch/figures.py", "table", "--workdir", trained, "--evaluator", "clips")
-    assert "chance" in said
+    said = command(root, "launch/figures.py", "table", f"{trained}:clips=packaged clips")
+    assert said.splitlines()[0].split() == ["queries", "R@1", "R@5", "R@10", "median", "rank"]
+    assert [line.split()[-5] for line in said.splitlines()[1:]] == ["trained", "chance"]
+    assert said.splitlines()[1].startswith("packaged clips  21")
     picture = trained / "figures" / "retrieval.png"
     rankings = trained / "results" / "clips_rankings.json"
     command(root, "launch/figures.py", "retrieval", "--results", rankings, "--videos", CLIPS, "--output", picture)
@@ -228,14 +236,39 @@ def test_the_python_interface(root, trained):
         model.encode_text("one sentence")
 
 
+SMOKE = """
+import pathlib, runpy, sys, traceback
+sys.path.insert(0, "launch")
+folder = pathlib.Path(sys.argv[1])
+for config in sys.argv[2:]:
+    workdir = folder / pathlib.Path(config).stem
+    sys.argv = ["launch/train.py", "--config", f"{config}:smoke", "--workdir", str(workdir)]
+    try:
+        runpy.run_path("launch/train.py", run_name="__main__")
+    except BaseException:
+        print(config, traceback.format_exc(), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def smoke_runs(root, tmp_path_factory):
+    """The smoke runs of all configs, one after the other in one process, and what it printed to stderr."""
+    folder = tmp_path_factory.mktemp("smoke")
+    words = [sys.executable, "-c", SMOKE, str(folder), *map(str, CONFIGS)]
+    done = subprocess.run(words, cwd=root, env=environment(root), text=True, capture_output=True)
+    return folder, done.stderr
+
+
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_has_a_smoke_run(root, config, tmp_path):
+def test_every_config_has_a_smoke_run(smoke_runs, config):
     """Offline, every step logged, a checkpoint on the way."""
-    command(root, "launch/train.py", "--config", f"{config}:smoke", "--workdir", tmp_path)
-    logged = lines(tmp_path)
+    folder, errors = smoke_runs[0] / config.stem, smoke_runs[1]
+    assert (folder / "metrics.jsonl").is_file(), errors
+    logged = lines(folder)
     assert [line["step"] for line in logged] == list(range(1, len(logged) + 1))
     assert all(np.isfinite(line["loss"]) for line in logged)
-    assert len(list((tmp_path / "checkpoints").iterdir())) >= 2
+    assert len(list((folder / "checkpoints").iterdir())) >= 2
+    assert str(config) not in errors, errors
 
 
 @pytest.mark.slow

@@ -50,9 +50,9 @@ def contents(directory):
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
-def test_an_array_makes_what_workers_make(script, root, tmp_path):
+def test_an_array_makes_what_one_command_makes(script, root, tmp_path):
     """Byte for byte: two tasks of every second shard, then the metadata."""
-    milnce.main([*map(str, prepare(root, tmp_path / "workers")), "--workers", "2"])
+    milnce.main([*map(str, prepare(root, tmp_path / "alone"))])
     words = [*prepare(root, tmp_path / "array"), "--shard_step", 2]
     done = slurm(script, root, "prepare", *words, SLURM_ARRAY_TASK_ID="1")
     assert done.returncode == 0, done.stderr
@@ -62,7 +62,7 @@ def test_an_array_makes_what_workers_make(script, root, tmp_path):
     assert line == f"error: {tmp_path / 'array'}: 3 of the 5 shards of howto100m-train are not made yet: 0,2,4"
     assert slurm(script, root, "prepare", *words, SLURM_ARRAY_TASK_ID="0").returncode == 0
     assert slurm(script, root, "finalize", *words).returncode == 0
-    assert contents(tmp_path / "array") == contents(tmp_path / "workers")
+    assert contents(tmp_path / "array") == contents(tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
