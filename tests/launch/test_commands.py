@@ -200,7 +200,7 @@ def test_one_process_resumes_as_two(root, prepared, trained, killed, tmp_path):
     assert {name: evaluated[f"clips/{name}"] for name in metrics} == pytest.approx(metrics, abs=1e-6)
 
 
-def test_evaluation_from_the_restored_checkpoint(root, prepared, trained):
+def test_evaluation_from_the_restored_checkpoint(root, prepared, trained, monkeypatch, capsys):
     said = command(root, "launch/evaluate.py", *prepared, "--workdir", trained)
     assert "R@10" in said
     results = json.loads((trained / "results" / "clips.json").read_text())
@@ -210,13 +210,15 @@ def test_evaluation_from_the_restored_checkpoint(root, prepared, trained):
     rankings = json.loads((trained / "results" / "clips_rankings.json").read_text())
     ranks = [query["rank"] for query in rankings]
     assert np.mean(np.array(ranks) <= 10) == pytest.approx(results["metrics"]["R@10"])
-    said = command(root, "launch/figures.py", "table", f"{trained}:clips=packaged clips")
+    in_process(root, monkeypatch, "launch/figures.py", "table", f"{trained}:clips=packaged clips")
+    said = capsys.readouterr().out
     assert said.splitlines()[0].split() == ["queries", "R@1", "R@5", "R@10", "median", "rank"]
     assert [line.split()[-5] for line in said.splitlines()[1:]] == ["trained", "chance"]
     assert said.splitlines()[1].startswith("packaged clips  21")
     picture = trained / "figures" / "retrieval.png"
     rankings = trained / "results" / "clips_rankings.json"
-    command(root, "launch/figures.py", "retrieval", "--results", rankings, "--videos", CLIPS, "--output", picture)
+    drawn = ["--results", rankings, "--videos", CLIPS, "--output", picture]
+    in_process(root, monkeypatch, "launch/figures.py", "retrieval", *drawn)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
@@ -299,7 +301,7 @@ def test_sigterm_says_what_it_saved(root, tmp_path):
     assert "the same command resumes there" in said
 
 
-def test_benchmark_prints_one_line_of_json(root, prepared):
+def test_benchmark_prints_one_line_of_json(root, prepared, monkeypatch, capsys):
     said = command(root, "launch/benchmark.py", "--config", "configs/milnce_howto100m.py:smoke", "--steps", 3, "--json")
     figures = json.loads(said.splitlines()[-1])
     wanted = {"seconds_per_step", "examples_per_second", "compile_seconds", "peak_memory", "flops_per_step", "device"}
@@ -310,8 +312,8 @@ def test_benchmark_prints_one_line_of_json(root, prepared):
     encoding = json.loads(command(root, "launch/benchmark.py", *words).splitlines()[-1])
     assert wanted <= encoding.keys()
     assert encoding["steps"] == 3
-    said = command(root, "launch/benchmark.py", *prepared, "--input", "--steps", 3, "--json")
-    figures = json.loads(said.splitlines()[-1])
+    in_process(root, monkeypatch, "launch/benchmark.py", *prepared, "--input", "--steps", 3, "--json")
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["examples_per_second"] > 0
     assert figures["examples_per_core_second"] * figures["cores_used"] == pytest.approx(figures["examples_per_second"])
     # Some 75 seconds of film 40 pixels high: kilobytes a second, not megabytes.
