@@ -11,7 +11,7 @@ make_environment() {
     if [ "$(cat ".venv/installed-$extras" 2> /dev/null)" != "$wanted" ]; then
         echo "== installing into .venv (extras: $extras)"
         [ -x .venv/bin/python ] || "$python" -m venv .venv
-        # Not compiled: python compiles what is imported when it is imported.
+        # Python compiles a module when it is first imported, and keeps the result: most modules are never imported.
         .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[$extras]"
         echo "$wanted" > ".venv/installed-$extras"
     fi
