@@ -39,7 +39,7 @@ milnce() {
     $python launch/train.py --config $config --workdir $run
 
     echo "== 3/6 evaluating the restored checkpoint in a new process"
-    $python launch/evaluate.py --config $config --workdir $run
+    $python launch/evaluate.py --workdir $run
 
     echo "== 4/6 drawing"
     $python launch/figures.py retrieval --results $run/results/clips_rankings.json --videos $clips \
@@ -47,8 +47,8 @@ milnce() {
 
     echo "== 5/6 synthetic videos: shapes that move, with narration seconds off; train, then search in compositions never seen"
     prepare_synthetic $data_short 150 40
-    $python launch/train.py --config configs/milnce_synthetic.py:short --workdir $run-synthetic
-    $python launch/evaluate.py --config configs/milnce_synthetic.py:short --workdir $run-synthetic
+    $python launch/train.py --config configs/milnce_synthetic.py:quick --workdir $run-synthetic
+    $python launch/evaluate.py --workdir $run-synthetic --evaluator synthetic --evaluator synthetic_shuffled
 
     echo "== 6/6 text-to-video retrieval, each query against one window per query"
     $python launch/figures.py table "$run:clips=real clips, those trained on" \
@@ -65,15 +65,15 @@ groundnlq() {
     prepare_synthetic $data_short 150 40
 
     echo "== 2/6 training a small S3D on the narration"
-    $python launch/train.py --config configs/milnce_synthetic.py:short --workdir $run-synthetic
+    $python launch/train.py --config configs/milnce_synthetic.py:short --workdir $run-narration
 
     echo "== 3/6 its features of the films, and of the words of sentences that are true at one moment of a film"
-    prepare_features $data_short $run-synthetic
+    prepare_features $data_short $run-narration
     head -n 480 $data_short/world/train/moments.jsonl > $data_short/world/train/few.jsonl
-    prepare_sentences $data_short $run-synthetic few train $data_short/world/train/few.jsonl
-    prepare_sentences $data_short $run-synthetic moments test $data_short/world/test/moments.jsonl
+    prepare_sentences $data_short $run-narration few train $data_short/world/train/few.jsonl
+    prepare_sentences $data_short $run-narration moments test $data_short/world/test/moments.jsonl
     make_query_blind $data_short/world/test
-    prepare_sentences $data_short $run-synthetic query_blind test $data_short/world/test/query_blind.jsonl
+    prepare_sentences $data_short $run-narration query_blind test $data_short/world/test/query_blind.jsonl
 
     echo "== 4/6 training a small GroundNLQ"
     $python launch/train.py --config $config --workdir $run-groundnlq
