@@ -14,7 +14,8 @@ if [ "$system" != milnce ] && [ "$system" != groundnlq ]; then
     exit 1
 fi
 
-echo "This takes about five minutes on two cores, installation included; everything it makes is in .venv and runs/."
+[ "$system" = milnce ] && minutes=five || minutes=ten
+echo "This takes about $minutes minutes on two cores, installation included; everything it makes is in .venv and runs/."
 . launch/environment.sh
 . examples/synthetic_data.sh
 make_environment "cpu,data,video,figures"
