@@ -30,6 +30,8 @@ Seconds = float | Fraction
 Rate = int | Fraction
 
 MICROSECONDS = 1_000_000
+# PyAV 18 rejects metadata that are no text unless told otherwise; 19 has no such option.
+OPENING = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 # Containers whose header states the duration, and the tolerance (seconds) for packets that end earlier.
 CONTAINERS_WITH_LENGTH = {"mov", "matroska", "avi"}
@@ -238,7 +240,7 @@ def _opened(path: File, threads: int = 1) -> Iterator[av.VideoStream]:
     if not (len(path) if in_memory else Path(path).stat().st_size):
         raise VideoError(path, "empty")
     try:
-        container = av.open(io.BytesIO(path) if in_memory else f"file:{path}", metadata_errors="replace")
+        container = av.open(io.BytesIO(path) if in_memory else f"file:{path}", **OPENING)
     except (av.error.FFmpegError, ValueError) as error:
         raise VideoError(path, "unreadable", getattr(error, "strerror", None) or str(error)) from error
     with container:
