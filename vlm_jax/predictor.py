@@ -86,7 +86,7 @@ def encode_requests(
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str, str]]]:
     """Add features to the sentences of requests, of the kind that the model was trained on.
 
-    Requests stay as they are if the features cannot be made here.
+    Requests are returned unchanged if the features cannot be made here.
 
     Returns:
       The requests, whose sentences have `vector` and `source`; and the sentences without a known word, in the form of

@@ -30,7 +30,7 @@ def words(sentence: object) -> list[str]:
 def encode(sentence: object, vocabulary: Mapping[str, int], length: int, *, lower: bool = False) -> np.ndarray:
     """Return the ids of the first known words of a sentence, int32 `[length]`, padded with 0 at the end.
 
-    If `lower` is true, the sentence is lower-cased first. The reference's loaders take captions as they are. Its
+    If `lower` is true, the sentence is lower-cased first. The reference's loaders do not lower-case. Its
     released model lower-cases sentences, and so does everything that reads a word list made by `data_prep`.
     """
     known = [vocabulary[word] for word in words(str(sentence).lower() if lower else sentence) if word in vocabulary]

@@ -166,7 +166,7 @@ def test_it_learns_to_find_moments_resumes_in_mid_epoch_and_writes_what_it_found
     lines = [json.loads(line) for line in read["things_queries.jsonl"].splitlines()]
     windows = data.load_windows(str(folder / "windows"), {"s11-d_11.avi"}, make_sample_spec(config))
     for line, entry in zip(lines, predictions["s11-d_11.avi"], strict=True):
-        # The reference's form has predictions as they are, ours ends with the video.
+        # Predictions are unclipped in the reference's form, and clipped to the video in ours.
         assert line["frames"][0][:2] == [entry[1], min(entry[2], windows[0].num_frames)]
         scores = [segment[2] for segment in line["frames"]]
         assert scores == sorted(scores, reverse=True)

@@ -108,7 +108,7 @@ def query_line(qid: str, video: str, text: str, best: np.ndarray, fps: float, nu
     """Return a sentence and its segments as a JSON object.
 
     Segments are given in frames, and in seconds if `fps` is known. If `num_frames` is known, they are clipped to the
-    video, and those that lie outside are dropped; the reference's files hold them as they are.
+    video, and those that lie outside are dropped; the reference's files keep all segments.
 
     Args:
       qid: Name of the sentence.
