@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from vlm_jax.data.pipeline import EvaluationPipeline, TrainPipeline
 from vlm_jax.data.protocol import PROTOCOL, check_protocol
 from vlm_jax.data.record_examples import Decode, RecordExamples, RecordSource, Split
-from vlm_jax.errors import DataError
+from vlm_jax.errors import ConfigError, DataError
 from vlm_jax.systems.lfb import samples
 from vlm_jax.systems.lfb.annotations import Sampling, name_of
 from vlm_jax.systems.lfb.augment import Augmentation, View, view_frames, whole_view
@@ -113,7 +113,13 @@ def evaluation_pipeline(
 
 
 def make_sampling(config: ConfigDict) -> Sampling:
-    """Return the rule by which clips take their frames."""
+    """Return the rule by which clips take their frames.
+
+    Raises:
+      ConfigError: for a `frame_shift` that records have no frames for.
+    """
+    if config.clips.frame_shift not in (0, 1):
+        raise ConfigError(f"config.clips.frame_shift: {config.clips.frame_shift}, expected 0 (0.x) or 1 (1.x)")
     return Sampling(**{name: config.clips[name] for name in Sampling._fields})
 
 
