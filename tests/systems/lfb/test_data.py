@@ -25,7 +25,7 @@ class SmallBank:
 
     dim, dtype = 3, np.dtype(np.float16)
 
-    def rows_in_window(self, video, second, window):
+    def rows_in_window(self, video, second, window, per_second=None):
         return len(self._seconds(second, window))
 
     def sample(self, video, second, num_boxes, rng, window, per_second):

@@ -94,7 +94,8 @@ def evaluation_pipeline(
     split, table = open_split(wanted.directory, wanted.split, sampling)
     if split.protocol["short_side"] and short_side > split.protocol["short_side"]:
         check_protocol(wanted.directory, split.protocol, {"short_side": short_side})
-    buckets = samples.evaluation_buckets(table, threshold, short_side, config.data.box_buckets, memory)
+    drawn = config.bank.random_in_evaluation
+    buckets = samples.evaluation_buckets(table, threshold, short_side, config.data.box_buckets, memory, drawn=drawn)
     # tf.data stacks clips of one size only; the collate function cuts them to the bucket's.
     largest = buckets.sizes[0][-1], buckets.sizes[1][-1]
 
@@ -103,7 +104,7 @@ def evaluation_pipeline(
         return whole_view(height, width, short_side)
 
     decode = decode_clip(sampling, split.protocol["start_second"], view, largest, drawn=False)
-    seed = shard.seed if config.bank.random_in_evaluation else None
+    seed = shard.seed if drawn else None
     return EvaluationPipeline(
         RecordExamples(RecordSource(split, decode), workers=config.data.workers),
         shard,
