@@ -22,9 +22,10 @@ from vlm_jax.errors import DataError, UserError
 from vlm_jax.systems.lfb import annotations
 from vlm_jax.systems.lfb.actions import AVA_ACTIONS, EVALUATED, read_actions
 from vlm_jax.systems.lfb.annotations import AVA_SECONDS, Fault, Key, Sampling, name_of
-from vlm_jax.systems.lfb.keyframes import KIND, annotations_path, excluded_path, read_table
+from vlm_jax.systems.lfb.keyframes import KIND, TRAINING, annotations_path, excluded_path, read_table
 from vlm_jax.video import decode
 
+_ENDLESS = 1 << 40
 THRESHOLD = 0.85
 """Smallest score of proposals that the released models were evaluated with."""
 
@@ -70,8 +71,8 @@ REASONS: dict[str, Reason] = PREPARED | {
         "AVA evaluates 60 of them; use ava_action_list_v2.1_for_activitynet_2018.pbtxt, or no --labels",
     ),
     "count": Reason(
-        "video has too few frames",
-        "videos have too few frames",
+        "video has too few or too many frames",
+        "videos have too few or too many frames",
         "counts depend on the extractor and its version; extract again with: ffmpeg -ss 900 -t 901 -i FILM -r 30 "
         "-q:v 1 img_%05d.jpg",
     ),
@@ -148,7 +149,7 @@ def check_record(record: Mapping[str, Any], protocol: Mapping[str, Any], weight:
             raise DataError(f"frame {number} is {shape[0]} x {shape[1]}, expected {size[0]} x {size[1]}")
     sampling = Sampling(protocol["num_frames"], protocol["interval"], protocol["fps"], 0)
     name = name_of((record["video"].decode(), int(record["second"])))
-    needed = np.array(sampling.possible_numbers(int(record["second"]), protocol["start_second"], 1 << 40))
+    needed = np.array(sampling.possible_numbers(int(record["second"]), protocol["start_second"], _ENDLESS))
     if len(numbers) != len(frames) or not len(numbers) or (np.diff(numbers) <= 0).any():
         yield Problem("record", f"{name}: {len(frames)} frames, {len(numbers)} numbers")
     elif needed[0] < numbers[0] or not np.isin(np.minimum(needed, numbers[-1]), numbers).all():
@@ -172,6 +173,10 @@ def _check_companions(directory: Path) -> Iterator[Found]:
             )
         problems += _check_classes(f"{directory}: {split}", {int(number) for number in protocol["actions"]})
         found = {table.key(number) for number in range(len(table))}
+        if split != TRAINING:
+            alone = np.flatnonzero(np.diff(table.first_proposal) == 1)
+            alone = [n for n in alone.tolist() if (table.proposed(n, 0.0)[0, :4] == annotations.WHOLE_FRAME).all()]
+            problems += [Problem("unmatched", f"{split}: {name_of(table.key(number))}") for number in alone]
         source = annotations_path(directory, split)
         if source.exists():
             seconds = protocol["start_second"], protocol["end_second"]
@@ -243,11 +248,13 @@ class Film:
 
     Attributes:
       path: Folder of its frames, or its file.
-      needed: Number of its last frame that a keyframe needs, 0 if unknown.
+      needed: Number of the last frame that a keyframe needs, 1 if unknown.
+      most: Largest number of frames that it should have.
     """
 
     path: Path
     needed: int
+    most: int
 
 
 def _check_videos(
@@ -266,9 +273,10 @@ def _check_videos(
         if path is None:
             missing.append(video)
             continue
-        length = 1 << 40 if seconds[1] is None else arguments.fps * (seconds[1] - seconds[0])
-        last = sampling.possible_numbers(max(wanted), seconds[0], length)[-1] if wanted else 0
-        films.append(Film(path, 0 if arguments.whole_films else last))
+        length = _ENDLESS if seconds[1] is None else arguments.fps * (seconds[1] - seconds[0])
+        last = sampling.possible_numbers(max(wanted), seconds[0], length)[-1] if wanted else 1
+        # The end of an own film is not known; AVA's videos were cut a second after the last one.
+        films.append(Film(path, 1, _ENDLESS) if seconds[1] is None else Film(path, last, length + 2 * arguments.fps))
     if missing and len(missing) * 2 > len(by_video):
         detail = f"{len(missing)} of {len(by_video)} annotated videos are not in {directory}, such as {missing[0]}"
         yield Found({}, [Problem("list", detail)])
@@ -292,8 +300,9 @@ def check_film(film: Film) -> Found:
 def _folder_problems(film: Film) -> Iterable[Problem]:
     count = count_frames(film.path)
     names = sorted(path.name for path in film.path.glob("*.jpg"))
-    if count < max(film.needed, 1):
-        yield Problem("count", f"{film.path}: {count} frames, its keyframes need {max(film.needed, 1)}")
+    if not film.needed <= count <= film.most:
+        most = f" and at most {film.most} are expected" if film.most < _ENDLESS else ""
+        yield Problem("count", f"{film.path}: {count} frames, its keyframes need {film.needed}{most}")
     if not names:
         return
     digits = [int("".join(filter(str.isdigit, name.rpartition("_")[2])) or 0) for name in (names[0], names[-1])]

@@ -38,6 +38,7 @@ from vlm_jax.systems.lfb.data import FEATURES
 from vlm_jax.systems.lfb.keyframes import (
     KIND,
     NAME,
+    TRAINING,
     annotations_path,
     excluded_path,
     make_table,
@@ -45,9 +46,6 @@ from vlm_jax.systems.lfb.keyframes import (
     write_table,
 )
 from vlm_jax.video.decode import VideoError, versions
-
-TRAINING = "train"
-"""Split whose records have the frames that training with jitter shows; all others have those of evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)

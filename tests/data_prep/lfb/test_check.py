@@ -74,6 +74,11 @@ def remove_frames(folder):
         (folder / "frames" / "a" / f"img_{number:05d}.jpg").unlink()
 
 
+def add_frames(folder):
+    for number in range(25, 34):
+        shutil.copy(folder / "frames" / "a" / "img_00001.jpg", folder / "frames" / "a" / f"img_{number:05d}.jpg")
+
+
 def remove_one_frame(folder):
     (folder / "frames" / "a" / "img_00003.jpg").unlink()
 
@@ -106,7 +111,8 @@ def one_film_less(folder):
         (changed("0.9,18", "0.9,12"), "2 rows are odd, but used"),
         (other_films, "1 list of annotations is of other videos: is it the list of this split"),
         (one_film_less, "1 annotated video is missing"),
-        (remove_frames, "1 video has too few frames: counts depend on the extractor"),
+        (remove_frames, "1 video has too few or too many frames: counts depend on the extractor"),
+        (add_frames, "1 video has too few or too many frames"),
         (remove_one_frame, "1 folder lacks frames between others"),
         (empty_last_frame, "1 frame cannot be decoded"),
         (lambda folder: write_all_proposals(folder, **{"a,0902": np.zeros((0, 5))}), "1 list of proposals is empty"),
@@ -145,6 +151,14 @@ def test_prepared_data_that_do_not_fit_their_annotations(folder, said):
     content["protocol"]["start_second"] = 901
     (out / "protocol.json").write_text(json.dumps(content))
     assert "records do not have the frames of their second" in said(out)[0]
+
+
+def test_keyframes_that_are_evaluated_without_proposals(folder, said):
+    (folder / "proposals.pkl").write_bytes(pickle.dumps({"a,0902": np.array([[0.0, 0.2, 0.4, 0.9, 0.95]])}))
+    assert not said(prepared(folder))[1]
+    found, bad = said(prepared(folder, output="val", split="val"))
+    assert bad
+    assert "4 keyframes have no proposals: they get the whole frame as their only box" in found
 
 
 def test_video_files_without_annotations(tmp_path, said, root):

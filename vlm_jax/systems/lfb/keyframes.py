@@ -22,6 +22,8 @@ NAME = "keyframes"
 """Name of the data set in the names of its files."""
 KIND = "lfb_keyframes"
 """Kind of the data set in its protocol."""
+TRAINING = "train"
+"""Split whose records have all frames that training with jitter shows; others have the frames of evaluation only."""
 
 
 def table_path(directory: str | Path, split: str) -> Path:
