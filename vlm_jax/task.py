@@ -42,7 +42,8 @@ class Evaluator:
         blocks (`train.scoring`). Every process calls it, since all devices of the mesh take part. It returns host
         arrays, and only those of process 0 are used.
       summarize: Function from the outputs of all items and of `score_fn` to metrics; numpy, on process 0.
-      write: Function that writes predictions into the results folder, on process 0.
+      write: Function that writes predictions into the results folder, on process 0; it also gets the origin of the
+        results (checkpoint, step, weights).
       protocol: Facts that a reader needs to judge the metrics; written beside them.
     """
 
@@ -51,7 +52,7 @@ class Evaluator:
     sink: Callable[[Path], Sink] | None = None
     score_fn: Callable[[Variables, Outputs, jax.sharding.Mesh], Outputs] | None = None
     summarize: Callable[[Outputs], dict[str, float]] | None = None
-    write: Callable[[Outputs, Path], None] | None = None
+    write: Callable[[Outputs, Path, Mapping[str, Any]], None] | None = None
     protocol: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

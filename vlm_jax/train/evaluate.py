@@ -122,7 +122,7 @@ def write_results(folder: Path, name: str, evaluation: Evaluation, evaluator: Ev
         return
     folder.mkdir(parents=True, exist_ok=True)
     if evaluator.write:
-        evaluator.write(evaluation.outputs, folder)
+        evaluator.write(evaluation.outputs, folder, origin)
     content = finite({"metrics": evaluation.metrics, "protocol": dict(evaluator.protocol), **origin})
     write_atomically(folder / f"{name}.json", (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
