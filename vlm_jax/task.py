@@ -35,6 +35,9 @@ class Evaluator:
       data: Function that opens a finite pipeline of padded batches with `mask` `[B]` and `index` `[B]`. Every process
         gets the same number of batches. `epoch_examples` is the number of items, and each item comes once.
       predict_fn: Function from variables and a batch to outputs with the batch axis first; jitted by the loop.
+      counts: Name of the output, int `[B]`, that says how many rows of each item are real, for items with varying
+        numbers of boxes; the other outputs are then `[B, N, ...]` with padding at the end. Whatever follows gets them
+        packed: `[M, ...]`, the real rows of item 0, then of item 1 and so on, beside the counts of all items.
       sink: Function from the results folder to a writer of outputs that are larger than memory. `Sink.finish` then
         returns the outputs of all items. Without a sink, or without a folder, outputs are collected in memory: on
         process 0, or on every process if there is a `score_fn`.
@@ -49,6 +52,7 @@ class Evaluator:
 
     data: Callable[[DataShard], Pipeline]
     predict_fn: Callable[[Variables, Batch], Outputs]
+    counts: str = ""
     sink: Callable[[Path], Sink] | None = None
     score_fn: Callable[[Variables, Outputs, jax.sharding.Mesh], Outputs] | None = None
     summarize: Callable[[Outputs], dict[str, float]] | None = None
