@@ -1,4 +1,4 @@
-"""Checkers of the golden cases of lfb that run networks: backbone, box features, bank operators, detectors, training."""
+"""Checkers of the golden cases of lfb that run networks: backbone, box features, operators, detectors, training."""
 
 import functools
 import types
@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from lfb_tolerance import check
 from vlm_jax.systems.lfb.bank import Bank
-from vlm_jax.systems.lfb.targets import assign, sample
-from vlm_jax.systems.lfb.task import make_model
+from vlm_jax.systems.lfb.targets import Matching, assign, positives, sample
 
 from vlm_jax.models.resnet3d import SlowOnly
 from vlm_jax.ops.roi_align import roi_align
@@ -18,6 +17,7 @@ from vlm_jax.systems.lfb.bank_operators import NonLocalBank, pool_bank
 from vlm_jax.systems.lfb.config import default_config
 from vlm_jax.systems.lfb.loss import action_loss, scores
 from vlm_jax.systems.lfb.model import RoiExtractor, adaptive_average, standardise
+from vlm_jax.systems.lfb.task import make_model
 from vlm_jax.task import Aux
 from vlm_jax.train.optimizer import make_optimizer
 from vlm_jax.train.schedule import make_schedule
@@ -202,27 +202,34 @@ def check_detector_eval(case, precision):
 
 
 def positives_of(case, number):
-    """Return boxes and labels of the positives of one clip, and the sampled indices."""
+    """Return boxes and labels of one clip, positives and then negatives, and the sampler's outputs by the case's names.
+
+    Our batches leave negatives out; here they show that the loss does not feel them.
+    """
     boxes, labels = case[f"in/gt_bboxes/{number}"], case[f"in/gt_labels/{number}"]
-    proposals = case[f"in/proposals/{number}"]
-    assigned, _ = assign(proposals, boxes)
-    positive, negative = sample(assigned, len(boxes))
-    which = np.concatenate([np.arange(1, len(boxes) + 1), assigned])[positive] - 1
-    return np.concatenate([boxes, proposals])[positive], labels[which], positive, negative
+    proposals, matching = case[f"in/proposals/{number}"], Matching()
+    assigned, _ = assign(boxes, proposals, matching)
+    own, actions = positives(boxes, labels, proposals, matching, np.random.default_rng(0))
+    sampler = {
+        f"out/pos_inds/{number}": sample(assigned, len(boxes), matching.max_boxes, np.random.permutation),
+        f"out/neg_inds/{number}": len(boxes) + np.flatnonzero(assigned == 0),
+        f"out/pos_labels/{number}": actions,
+    }
+    rest = np.flatnonzero(assigned == 0)
+    own = np.concatenate([own, proposals[rest]])
+    return own, np.pad(actions, ((0, len(rest)), (0, 0))), sampler
 
 
-def training_batch(case):
+def training_batch(case, precision):
     """Return the batch of a training case as the pipeline makes it, and the sampler's outputs by the case's names."""
     keys = case.config["img_keys"]
     chosen = [positives_of(case, number) for number in range(len(keys))]
     count = max(len(boxes) for boxes, *_ in chosen)
-    found = {}
-    for number, (_, labels, positive, negative) in enumerate(chosen):
-        found |= {f"out/pos_inds/{number}": positive, f"out/neg_inds/{number}": negative}
-        found[f"out/pos_labels/{number}"] = labels
+    found = chosen[0][2] | chosen[1][2]
     batch = {
         "video": channels_last(case["in/imgs"]),
-        "boxes": np.stack([np.pad(boxes, ((0, count - len(boxes)), (0, 0))) for boxes, *_ in chosen]),
+        # RoIAlign computes its coordinates in the type of the boxes.
+        "boxes": np.stack([np.pad(boxes, ((0, count - len(boxes)), (0, 0))) for boxes, *_ in chosen]).astype(precision),
         "labels": np.stack([np.pad(labels, ((0, count - len(labels)), (0, 0))) for _, labels, *_ in chosen]),
         **windows_of(case, keys, count),
     }
@@ -236,20 +243,24 @@ def loss_of(model):
         inputs = {name: batch[name] for name in ("video", "boxes", "rows", "slots") if name in batch}
         outputs, updates = model.apply({"params": params, **model_state}, **inputs, train=True, mutable=["batch_stats"])
         loss, reports = action_loss(outputs["logits"], batch["labels"])
-        return loss, Aux(reports, {**model_state, **updates})
+        return loss, Aux(reports | {"logits": outputs["logits"]}, {**model_state, **updates})
 
     return loss_fn
 
 
 @precise
 def check_detector_train(case, precision):
-    batch, found = training_batch(case)
+    batch, found = training_batch(case, precision)
     variables = variables_of(case, precision)
     params, state = variables["params"], {"batch_stats": variables["batch_stats"]}
     step = jax.jit(jax.value_and_grad(loss_of(detector(case.config["kind"])), has_aux=True))
     (loss, aux), gradients = step(params, state, batch, None)
     found["loss/loss_action_cls"] = loss
-    found |= {f"loss/{name}": value for name, value in aux.metrics.items()}
+    reports = dict(aux.metrics)
+    counts = [len(case[f"in/proposals/{clip}"]) + len(case[f"in/gt_bboxes/{clip}"]) for clip in (0, 1)]
+    logits = reports.pop("logits")
+    found["out/cls_score"] = np.concatenate([own[:count] for own, count in zip(logits, counts, strict=True)])
+    found |= {f"loss/{name}": value for name, value in reports.items()}
     gradients = interop.to_state_dict({"params": gradients})
     found |= {f"gradnorm/{name}": np.linalg.norm(gradient) for name, gradient in gradients.items()}
     found |= {name: gradients[name[len("grad/") :]] for name in case.arrays if name.startswith("grad/")}
@@ -265,12 +276,12 @@ def check_sgd_trajectory(case, precision):
     wanted = default_config()
     wanted.optimizer.clip_norm = case.config["clip_max_norm"]
     schedule = make_schedule(wanted.schedule, 100 * case.config["epoch_length"], case.config["epoch_length"])
-    batch, _ = training_batch(case)
+    batch, _ = training_batch(case, precision)
     variables = variables_of(case, precision)
     optimizer = make_optimizer(wanted.optimizer, schedule, variables["params"])
     state = create_state(variables, optimizer, jax.random.key(0), ema=False)
     task = types.SimpleNamespace(loss_fn=loss_of(detector("nl")))
-    step = jax.jit(make_train_step(task, optimizer, schedule, wanted.optimizer))
+    step = jax.jit(make_train_step(task, optimizer, schedule, clip_norm=wanted.optimizer.clip_norm))
     found = {name: [] for name in ("loss", "lr", "grad_norm_before_clip")}
     for _ in range(len(case["traj/loss"])):
         state, metrics = step(state, batch)

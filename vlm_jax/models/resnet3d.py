@@ -1,7 +1,7 @@
 """SlowOnly, the slow pathway of SlowFast: a 3-D ResNet without temporal strides.
 
-Sources: Feichtenhofer et al. 2019 (SlowFast, table 1); open-mmlab/mmaction2, mmaction/models/backbones/resnet3d_slowonly.py.
-Submodules carry the names of the released checkpoints.
+Sources: Feichtenhofer et al. 2019 (SlowFast, table 1); open-mmlab/mmaction2,
+mmaction/models/backbones/resnet3d_slowonly.py. Submodules carry the names of the released checkpoints.
 """
 
 import math
@@ -25,7 +25,7 @@ STRIDE = 4 * math.prod(STRIDES)
 
 
 def kaiming_normal_fan_out(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Return normal weights with standard deviation sqrt(2 / fan_out); fan_out counts outputs times kernel positions."""
+    """Return normal weights of deviation sqrt(2 / fan_out); fan_out is outputs times kernel positions."""
     fan_out = math.prod(shape[:-2]) * shape[-1]
     return jax.random.normal(key, shape, dtype) * (2 / fan_out) ** 0.5
 

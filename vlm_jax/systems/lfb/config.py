@@ -1,4 +1,4 @@
-"""Config of long-term feature banks with the published sizes and recipe (open-mmlab/mmaction2, configs/detection/lfb)."""
+"""Config of long-term feature banks with the published sizes and recipe (open-mmlab/mmaction2, detection/lfb)."""
 
 from typing import Any
 
@@ -66,6 +66,8 @@ def default_config() -> ConfigDict:
             # Seconds around the keyframe, and features per second.
             "window": 60,
             "per_second": 5,
+            # Type of features on disk and in batches, 'float16' or 'float32'.
+            "dtype": "float16",
             # If true, evaluation draws features at random, as the reference does; else it takes the first ones.
             "random_in_evaluation": False,
             # Checkpoint, fingerprint and settings of the model that made the bank; the bank states them.
@@ -86,7 +88,7 @@ def default_config() -> ConfigDict:
             "use_scale": True,
             "zero_init_out": False,
             "bank_dropout": 0.2,
-            # Features of boxes: cells per side, 'avg', 'max' or 'none' over frames, and the whole clip's map beside them.
+            # Features of boxes: cells per side; 'avg', 'max' or 'none' over frames; the whole clip's map beside them.
             "roi_size": 8,
             "roi_aligned": True,
             "roi_samples": 0,

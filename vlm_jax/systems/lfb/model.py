@@ -62,21 +62,8 @@ class RoiExtractor(nn.Module):
         return features
 
 
-def concatenate_maps(maps: tuple[jax.Array, ...]) -> jax.Array:
-    """Join maps `[B, T, H, W, C]` of several sizes on their channels, resized (nearest) to the longest T and first H, W."""
-    frames = max(own.shape[1] for own in maps)
-    height, width = maps[0].shape[2:4]
-
-    def resize(x: jax.Array) -> jax.Array:
-        for axis, size in ((1, frames), (2, height), (3, width)):
-            x = jnp.take(x, jnp.arange(size) * x.shape[axis] // size, axis)
-        return x
-
-    return jnp.concatenate([resize(own) for own in maps], -1)
-
-
 def adaptive_average(maps: jax.Array, size: int, extents: jax.Array | None = None) -> jax.Array:
-    """Average maps `[B, T, H, W, C]` in P x P cells that cover them, as torch's adaptive pooling does: `[B, T, P, P, C]`.
+    """Average maps `[B, T, H, W, C]` in P x P cells that cover them (torch's adaptive pooling): `[B, T, P, P, C]`.
 
     Args:
       maps: Maps.
