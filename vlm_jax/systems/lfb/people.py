@@ -8,10 +8,38 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vlm_jax.errors import DataError, missing_package
+
+
+class Action(NamedTuple):
+    """Action of a person: its name, its id in the data, and its probability."""
+
+    name: str
+    id: int
+    score: float
+
+
+class Detection(NamedTuple):
+    """Person at one second of a film.
+
+    Attributes:
+      second: Time from the film's beginning, seconds.
+      box: x1, y1, x2, y2 as fractions of the frame's width and height.
+      actions: Actions, best first.
+      score: Score of the box, in [0, 1].
+      found_by: Origin of the box: 'opencv', 'given', or 'frame' for the whole frame.
+    """
+
+    second: int
+    box: tuple[float, float, float, float]
+    actions: list[Action]
+    score: float = 1.0
+    found_by: str = "given"
+
 
 Boxes = Mapping[int, np.ndarray]
 """Boxes with scores, float32 `[N, 5]`, by second of the film."""
