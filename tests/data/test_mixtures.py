@@ -229,6 +229,38 @@ def test_evaluation_begins_with_the_smallest_bucket():
             np.testing.assert_array_equal(batch["values"][:, 0], expected, "padding repeats the last item")
 
 
+def plane(shapes):
+    """Examples `[h, w]` that hold their number."""
+    return MemoryExamples(MemorySource(len(shapes), lambda number, seed: {"values": np.full(shapes[number], number)}))
+
+
+def pad_plane(columns, plan):
+    height, width = plan.bucket
+    values = [
+        np.pad(value, ((0, height - len(value)), (0, width - value.shape[1])), constant_values=-1)
+        for value in columns["values"]
+    ]
+    return {"values": np.stack(values)}
+
+
+def test_buckets_of_two_dimensions():
+    shapes = np.array([[2, 3], [9, 3], [1, 8], [2, 1], [9, 8], [4, 4]])
+    buckets = Buckets(shapes, ((4, 10), (3, 6, 8)))
+    assert buckets.fit(np.arange(6)).tolist() == [[4, 3], [10, 3], [4, 8], [4, 3], [10, 8], [4, 6]]
+    assert buckets.hold(np.array([1, 2])) == (10, 8), "no example is of this bucket, but both fit"
+    with pytest.raises(DataError, match=r"^buckets \[3, 6\]: example 2 has length 8$"):
+        Buckets(shapes, ((4, 10), (3, 6)))
+    assert Buckets(shapes[:0], ((4, 10), (3, 6))).fit(np.arange(0)).shape == (0, 2)
+    for count in (1, 2):
+        parts = [
+            list(EvaluationPipeline(plane(shapes), DataShard(index, count, 2), buckets=buckets, collate=pad_plane))
+            for index in range(count)
+        ]
+        batches = [merged(part) for part in zip(*parts, strict=True)]
+        assert [batch["index"].tolist() for batch in batches] == [[0, 3], [5, 2], [1, 4]], "height first, then width"
+        assert [batch["values"].shape[1:] for batch in batches] == [(4, 3), (4, 8), (10, 8)]
+
+
 def test_evaluation_of_several_sources(examples, splits):
     batches = list(EvaluationPipeline(examples, DataShard(0, 1, 9)))
     joined = merged(batches)

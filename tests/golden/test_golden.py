@@ -13,6 +13,11 @@ def checkers(system):
     return importlib.import_module(name).CHECKERS if importlib.util.find_spec(name) else {}
 
 
+def has_float64(path):
+    """Return whether a case's manifest has a tolerance for float64."""
+    return not {"float64", "float64_run"}.isdisjoint(cases.Case(path).tolerance)
+
+
 def pytest_generate_tests(metafunc):
     paths = cases.find(metafunc.config.getoption("--golden"))
     assert paths, f"no golden case under {metafunc.config.getoption('--golden')}"
@@ -20,7 +25,7 @@ def pytest_generate_tests(metafunc):
     for path in paths:
         name = f"{path.parent.name}/{path.stem}"
         sharp.append(pytest.param(path, id=name))
-        if "float64_run" in cases.Case(path).tolerance:
+        if has_float64(path):
             twins.append(pytest.param(path, id=name))
     metafunc.parametrize("path", sharp if metafunc.function is test_golden else twins)
 
@@ -34,7 +39,7 @@ def check(path, precision):
 
 def test_golden(path):
     """Check in float64 where the manifest gives a tolerance for it, else in float32."""
-    check(path, "float64" if "float64_run" in cases.Case(path).tolerance else "float32")
+    check(path, "float64" if has_float64(path) else "float32")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ examples or by their numbers.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,25 +26,42 @@ Columns = Mapping[str, Sequence[Any]]
 class Buckets:
     """Sizes that batches are padded to; metadata decide the bucket of a batch, so all processes choose the same.
 
+    With several dimensions, such as height and width, a size is chosen for each of them separately.
+
     Attributes:
-      lengths: Size that each example needs, int64 `[N]`.
-      sizes: Allowed sizes, ascending.
+      lengths: Size that each example needs, int64 `[N]`, or `[N, D]` with D dimensions.
+      sizes: Allowed sizes, ascending; with D dimensions, a tuple of sizes for each.
 
     Raises:
       DataError: if an example is longer than the largest bucket.
     """
 
     lengths: np.ndarray
-    sizes: tuple[int, ...]
+    sizes: tuple[int, ...] | tuple[tuple[int, ...], ...]
 
     def __post_init__(self) -> None:
-        if len(self.lengths) and self.lengths.max() > self.sizes[-1]:
-            longest = int(self.lengths.argmax())
-            raise DataError(f"buckets {list(self.sizes)}: example {longest} has length {self.lengths[longest]}")
+        for lengths, sizes in self._dimensions():
+            if len(lengths) and lengths.max() > sizes[-1]:
+                longest = int(lengths.argmax())
+                raise DataError(f"buckets {list(sizes)}: example {longest} has length {lengths[longest]}")
 
     def fit(self, numbers: np.ndarray) -> np.ndarray:
-        """Return the smallest bucket that holds each example: int64 `[n]` for `numbers` `[n]`."""
-        return np.asarray(self.sizes)[np.searchsorted(self.sizes, self.lengths[numbers])]
+        """Return the smallest bucket that holds each example: int64 `[n]` or `[n, D]` for `numbers` `[n]`."""
+        found = [np.asarray(sizes)[np.searchsorted(sizes, lengths[numbers])] for lengths, sizes in self._dimensions()]
+        return np.stack(found, -1) if self.lengths.ndim > 1 else found[0]
+
+    def hold(self, numbers: np.ndarray) -> int | tuple[int, ...]:
+        """Return the smallest bucket that holds all of these examples: one size, or one per dimension."""
+        largest = self.fit(numbers).max(0).tolist()
+        return tuple(largest) if self.lengths.ndim > 1 else largest
+
+    def sort(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the examples by ascending bucket, that of the first dimension first; equal ones keep their order."""
+        return numbers[np.lexsort(np.atleast_2d(self.fit(numbers).T)[::-1])]
+
+    def _dimensions(self) -> Iterable[tuple[np.ndarray, tuple[int, ...]]]:
+        """Return the lengths of all examples and the allowed sizes, for each dimension."""
+        return zip(self.lengths.T, self.sizes, strict=True) if self.lengths.ndim > 1 else [(self.lengths, self.sizes)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +95,9 @@ class BatchPlan:
         return np.array([self.number(slot) for slot in range(self.own.start, self.own.stop)], np.int64)
 
     @functools.cached_property
-    def bucket(self) -> int:
-        """Return the size that the whole batch is padded to; 0 without buckets."""
-        return int(self.buckets.fit(self.numbers).max()) if self.buckets else 0
+    def bucket(self) -> int | tuple[int, ...]:
+        """Return the size that the whole batch is padded to, or one size per dimension; 0 without buckets."""
+        return self.buckets.hold(self.numbers) if self.buckets else 0
 
 
 Collate = Callable[[Columns, BatchPlan], dict[str, np.ndarray]]
@@ -262,7 +279,8 @@ class EvaluationPipeline(StatefulPipeline):
     """Batches with every item once; all processes have equally many, and the last item pads the last batch.
 
     A batch has `mask` int32 `[B]`, 0 for padding, and `index` int32 `[B]`, the number of the item; padding is numbered
-    beyond the last item. With buckets, items of the smallest bucket come first; otherwise they keep their order.
+    beyond the last item. With buckets, items of equal buckets stand together, smallest first; otherwise they keep
+    their order.
 
     Args:
       examples: Examples to read.
@@ -278,7 +296,7 @@ class EvaluationPipeline(StatefulPipeline):
         self.examples, self.buckets, self.collate = examples, buckets, collate
         self._order = np.arange(examples.num_items)
         if buckets:
-            self._order = np.argsort(buckets.fit(self._order), kind="stable")
+            self._order = buckets.sort(self._order)
 
     def epoch_examples(self) -> int:
         """Return the number of items."""

@@ -7,10 +7,10 @@ from ml_collections import ConfigDict
 from vlm_jax.config import base_config
 from vlm_jax.data.protocol import find_protocol
 
-DESCRIBED = ("data.actions", "data.num_classes", "data.bank_source", "model.bank_dim")
+DESCRIBED = ("data.actions", "data.num_classes", "bank.source", "model.bank_dim")
 """Keys that the training data and the bank decide; evaluation and prediction take them from the run."""
 
-MAY_CHANGE = ("detection", "bank.folders", "data.directory", "data.workers", "data.bank_source.checkpoint")
+MAY_CHANGE = ("detection", "bank.folders", "data.directory", "data.workers", "bank.source.checkpoint")
 """Keys that may differ when a run is resumed: evaluation, workers and paths of data."""
 
 
@@ -41,8 +41,6 @@ def default_config() -> ConfigDict:
     config.data.bank_buckets = (300, 600, 1200, 2400)
     # Names by action id, and number of columns of the classifier; the data state both.
     config.data.actions, config.data.num_classes = ConfigDict({}), 81
-    # Checkpoint, fingerprint and settings of the model that made the bank; the bank states them.
-    config.data.bank_source = ConfigDict({})
     config.clips = ConfigDict(
         {
             # Frames per clip, and from one to the next, at `fps` frames per second; the keyframe is frame T // 2 + 1.
@@ -70,6 +68,8 @@ def default_config() -> ConfigDict:
             "per_second": 5,
             # If true, evaluation draws features at random, as the reference does; else it takes the first ones.
             "random_in_evaluation": False,
+            # Checkpoint, fingerprint and settings of the model that made the bank; the bank states them.
+            "source": {},
         }
     )
     config.model = ConfigDict(
