@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from vlm_jax.systems.lfb.augment import view_frames, whole_view
 from vlm_jax.video import decode
-from vlm_jax.video.resize import resize
 
 
 def keyframe_clips(path: str | Path, clips: ConfigDict) -> Iterator[tuple[int, np.ndarray]]:
@@ -57,7 +57,5 @@ def _frames(path: str | Path, fps: int) -> Iterator[np.ndarray]:
 
 
 def _resized(frame: np.ndarray, short_side: int) -> np.ndarray:
-    """Return a frame scaled to a shorter side of `short_side` pixels (mmaction, transforms/processing.py, Resize)."""
-    height, width = frame.shape[:2]
-    scale = short_side / min(height, width)
-    return resize(frame[None], int(height * scale + 0.5), int(width * scale + 0.5))[0]
+    """Return the view of a frame that evaluation has."""
+    return view_frames(frame[None], whole_view(*frame.shape[:2], short_side))[0]
