@@ -31,7 +31,7 @@ def default_config() -> ConfigDict:
     config.data.directory = "data/ava"
     config.data.split = "train"
     # Number of streams that supply consecutive parts of every batch, and of keyframes that are permuted together.
-    config.data.streams, config.data.block = 8, 0
+    config.data.streams, config.data.block = 8, 1 << 15
     # Number of examples decoded at the same time; 0 lets tf.data choose.
     config.data.workers = 0
     # Smallest score of a proposal in training. A keyframe's best proposal is always kept.
