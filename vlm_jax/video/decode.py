@@ -68,6 +68,11 @@ class VideoError(UserError):
         return f"{self.path}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
+def versions() -> str:
+    """Return the versions of PyAV and of FFmpeg's decoders, which decide on the frames of a damaged or unusual video."""
+    return f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
+
+
 def name_of(video: File) -> str:
     """Return the name of a video in messages: its path, or the size of its content."""
     return f"video of {len(video)} bytes" if isinstance(video, bytes) else str(video)

@@ -293,9 +293,9 @@ class Sampling(NamedTuple):
           length: Number of frames of the video.
           shifts: Shifts of the frames, `[T]`.
         """
-        centre = self.fps * (second - start) + 1
+        centre = self.fps * (second - start) + 1 + self.frame_shift
         offsets = (np.arange(self.num_frames) - self.num_frames // 2) * self.interval
-        return ((centre + offsets + shifts).clip(0, length - 1) + self.frame_shift).clip(1)
+        return (centre + offsets + shifts).clip(1, length)
 
     def draw_shifts(self, rng: np.random.Generator) -> np.ndarray:
         """Draw the shifts of a training clip's frames: int64 `[T]`."""
@@ -305,11 +305,6 @@ class Sampling(NamedTuple):
 
     def possible_numbers(self, second: int, start: int, length: int) -> list[int]:
         """Return all frames that a clip may show, with either `frame_shift`, ascending."""
-        shifts = range(-self.jitter, self.jitter) if self.jitter else (0,)
-        numbers = {
-            int(number)
-            for frame_shift in (0, 1)
-            for shift in shifts
-            for number in self._replace(frame_shift=frame_shift).numbers(second, start, length, shift)
-        }
-        return sorted(numbers)
+        shifts = np.arange(-self.jitter, self.jitter) if self.jitter else np.zeros(1, np.int64)
+        both = [self._replace(frame_shift=later).numbers(second, start, length, shifts[:, None]) for later in (0, 1)]
+        return np.unique(both).tolist()

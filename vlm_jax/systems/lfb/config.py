@@ -1,13 +1,15 @@
 """Config of long-term feature banks with the published sizes and recipe (open-mmlab/mmaction2, detection/lfb)."""
 
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vlm_jax.config import base_config
 from vlm_jax.data.protocol import find_protocol
+from vlm_jax.systems.lfb.bank import Bank
 
-DESCRIBED = ("data.actions", "data.num_classes", "bank.source", "model.bank_dim")
+DESCRIBED = ("data.actions", "data.num_classes", "bank.source", "bank.dtype", "model.bank_dim")
 """Keys that the training data and the bank decide; evaluation and prediction take them from the run."""
 
 MAY_CHANGE = ("detection", "bank.folders", "data.directory", "data.workers", "bank.source.checkpoint")
@@ -19,6 +21,9 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if keyframes := find_protocol(config.data.directory):
         found |= {"data.actions": keyframes["actions"], "data.num_classes": keyframes["num_classes"]}
+    if folders := [folder for folder in config.bank.folders if Path(folder).is_dir()]:
+        bank = Bank.open(folders)
+        found |= {"bank.source": dict(bank.source), "bank.dtype": bank.dtype.name, "model.bank_dim": bank.dim}
     return found
 
 
@@ -31,7 +36,7 @@ def default_config() -> ConfigDict:
     config.data.directory = "data/ava"
     config.data.split = "train"
     # Number of streams that supply consecutive parts of every batch, and of keyframes that are permuted together.
-    config.data.streams, config.data.block = 8, 0
+    config.data.streams, config.data.block = 8, 1 << 15
     # Number of examples decoded at the same time; 0 lets tf.data choose.
     config.data.workers = 0
     # Smallest score of a proposal in training. A keyframe's best proposal is always kept.

@@ -2,7 +2,8 @@
 
 import functools
 import itertools
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,17 @@ from ml_collections import ConfigDict
 from vlm_jax.data.synthetic import SyntheticPipeline
 from vlm_jax.errors import ConfigError
 from vlm_jax.models.resnet3d import SlowOnly
-from vlm_jax.systems.lfb import bank as banks
+from vlm_jax.systems.lfb.annotations import Sampling
+from vlm_jax.systems.lfb.augment import Augmentation
+from vlm_jax.systems.lfb.bank import Bank, write_bank
 from vlm_jax.systems.lfb.bank_operators import OPERATORS, NonLocalBank
+from vlm_jax.systems.lfb.keyframes import KeyframeTable, read_table
 from vlm_jax.systems.lfb.loss import action_loss, scores
 from vlm_jax.systems.lfb.model import POOLS, TIME_POOLS, Classifier, Detector, RoiExtractor
+from vlm_jax.systems.lfb.samples import Memory
+from vlm_jax.systems.lfb.targets import Matching
 from vlm_jax.task import Aux, Evaluator, Task
-from vlm_jax.train.sinks import ArraySink
+from vlm_jax.train.sinks import STAMP, ArraySink
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, Variables
 
 BOXES = ("boxes", "bank", "slots", "size")
@@ -33,7 +39,7 @@ def make_task(config: ConfigDict) -> Task:
       ConfigError: If the model, the buckets or the evaluators of the config are invalid.
     """
     model, specs = make_model(config), batch_specs(config)
-    open_bank = functools.cache(functools.partial(_open_bank, config))
+    open_memory = functools.cache(functools.partial(_open_memory, config))
 
     def init(key: jax.Array, batch: Batch) -> Variables:
         return model.init(key, batch["video"], **_inputs(batch))
@@ -57,7 +63,21 @@ def make_task(config: ConfigDict) -> Task:
             return SyntheticPipeline(specs[next(iter(specs))], shard)
         from vlm_jax.systems.lfb import data
 
-        return data.train_pipeline(config, open_bank(), shard)
+        clips = config.clips
+        return data.train_pipeline(
+            config.data.directory,
+            config.data.split,
+            make_sampling(config),
+            Augmentation(tuple(clips.short_side), clips.size, clips.flip),
+            Matching(**config.targets),
+            shard,
+            threshold=config.data.proposal_threshold,
+            box_buckets=tuple(config.data.box_buckets),
+            memory=open_memory(),
+            streams=config.data.streams,
+            block=config.data.block,
+            workers=config.data.workers,
+        )
 
     return Task(
         name="lfb",
@@ -65,7 +85,7 @@ def make_task(config: ConfigDict) -> Task:
         init=init,
         loss_fn=loss_fn,
         train_data=train_data,
-        evaluators={name: _evaluator(config, name, model, open_bank) for name in config.detection},
+        evaluators={name: _evaluator(config, name, model, open_memory) for name in config.detection},
         encoders={"boxes": functools.partial(detect_boxes, model, config)},
     )
 
@@ -172,76 +192,120 @@ def detect_boxes(model: Detector, config: ConfigDict, variables: Variables, batc
     return {"scores": scores(outputs["logits"], multilabel=config.loss.multilabel), "features": wide}
 
 
-def _open_bank(config: ConfigDict) -> banks.Bank | None:
-    """Return the bank of a config, None for a model without one.
+def make_sampling(config: ConfigDict) -> Sampling:
+    """Return the rule by which clips take their frames."""
+    return Sampling(**{name: config.clips[name] for name in Sampling._fields})
+
+
+def make_source(config: ConfigDict, wanted: ConfigDict, checkpoint: str, fingerprint: str) -> dict[str, Any]:
+    """Return what the features of a bank depend on; a film's own bank is made in the same way."""
+    clips = {name: config.clips[name] for name in ("num_frames", "interval", "fps", "frame_shift")}
+    return {
+        "checkpoint": checkpoint,
+        "fingerprint": fingerprint,
+        "split": wanted.split,
+        "short_side": config.clips.evaluation_short_side,
+        "proposal_threshold": wanted.proposal_threshold,
+        **clips,
+    }
+
+
+def _open_memory(config: ConfigDict) -> Memory | None:
+    """Return the bank of a config with its window, None for a model without a bank.
 
     Raises:
-      ConfigError: If it is missing, or not the one that the model was trained with.
+      ConfigError: If the bank is missing, or not the one that the model was trained with.
     """
     if not has_bank(config):
         return None
-    if not config.bank.folders:
+    folders, trained = list(config.bank.folders), config.bank.source.get("fingerprint", "")
+    if not folders:
         raise ConfigError(
-            f"config.bank.folders: empty; a model with operator {config.model.operator!r} needs the banks of its "
-            "videos, made by launch/evaluate.py --config configs/lfb_bank.py"
+            f"config.bank.folders: empty; the operator {config.model.operator!r} needs a bank of its videos, made by "
+            "launch/evaluate.py --config configs/lfb_bank.py"
         )
-    bank = banks.Bank.open([Path(folder) for folder in config.bank.folders])
+    bank = Bank.open(folders)
     if bank.dim != config.model.bank_dim:
         raise ConfigError(
-            f"config.bank.folders: {config.bank.folders[0]} has features of {bank.dim} numbers, "
-            f"config.model.bank_dim is {config.model.bank_dim}"
+            f"config.bank.folders: {folders[0]} has features of {bank.dim} numbers, config.model.bank_dim is "
+            f"{config.model.bank_dim}"
         )
-    trained = config.bank.source.get("fingerprint", "")
-    if trained and trained != bank.source.get("fingerprint", ""):
+    found = bank.source.get("fingerprint", "")
+    if trained and found != trained:
         raise ConfigError(
-            f"config.bank.folders: {config.bank.folders[0]} was made by another model than the bank of training "
-            f"(fingerprint {bank.source.get('fingerprint', 'none')[:16]}, expected {trained[:16]})"
+            f"config.bank.folders: {folders[0]} was made by another model than the bank of training (fingerprint "
+            f"{found[:16] or 'none'}, expected {trained[:16]})"
         )
-    return bank
+    return Memory(bank, config.bank.window, config.bank.per_second, tuple(config.data.bank_buckets))
 
 
-def _evaluator(config: ConfigDict, name: str, model: Detector, open_bank: Any) -> Evaluator:
-    """Return the evaluator of actions on the keyframes of one split, which may also write them into a bank."""
-    from vlm_jax.systems.lfb import detections, metrics
-
+def _evaluator(config: ConfigDict, name: str, model: Detector, open_memory: Callable[[], Memory | None]) -> Evaluator:
+    """Return the evaluator of actions at the keyframes of one split, which may also write their features as a bank."""
     wanted = config.detection[name]
 
     @functools.cache
-    def table() -> Any:
+    def table() -> KeyframeTable:
+        return read_table(wanted.directory, wanted.split)
+
+    def data(shard: DataShard) -> Pipeline:
         from vlm_jax.systems.lfb import data
 
-        return data.evaluation_table(wanted.directory, wanted.split, wanted.proposal_threshold)
-
-    def data_(shard: DataShard) -> Pipeline:
-        from vlm_jax.systems.lfb import data
-
-        return data.evaluation_pipeline(config, wanted, open_bank(), shard)
+        return data.evaluation_pipeline(
+            wanted.directory,
+            wanted.split,
+            make_sampling(config),
+            config.clips.evaluation_short_side,
+            shard,
+            threshold=wanted.proposal_threshold,
+            box_buckets=tuple(config.data.box_buckets),
+            memory=open_memory(),
+            random_slots=config.bank.random_in_evaluation,
+            workers=config.data.workers,
+        )
 
     def predict(variables: Variables, batch: Batch) -> Outputs:
         outputs = detect_boxes(model, config, variables, batch)
-        size = batch["size"][:, None, [1, 0, 1, 0]].astype(jnp.float32)
-        found = {"scores": outputs["scores"], "boxes": batch["boxes"] / size, "counts": batch["box_mask"].sum(-1)}
+        height, width = batch["size"][:, 0], batch["size"][:, 1]
+        sides = jnp.stack([width, height, width, height], -1).astype(jnp.float32)
+        found = {"scores": outputs["scores"], "boxes": batch["boxes"] / sides[:, None]}
         if wanted.write_bank:
             found["features"] = outputs["features"].astype(config.bank.dtype)
-        return found
+        return found | {"counts": batch["box_mask"].sum(-1)}
 
-    def rows(outputs: Outputs) -> Any:
-        return detections.from_outputs(table(), outputs, wanted.action_threshold)
+    @functools.cache
+    def truth() -> Any:
+        return None
 
     def summarize(outputs: Outputs) -> dict[str, float]:
-        return metrics.summarize(rows(outputs), table().truth, wanted.mode)
+        return {}
 
     def write(outputs: Outputs, folder: Path, origin: Mapping[str, Any]) -> None:
-        detections.write(folder, name, rows(outputs), table().actions)
         if wanted.write_bank:
-            banks.write_bank(folder / name, table().videos, table().seconds, outputs, origin)
+            evaluated = json.loads((folder / name / STAMP).read_text())
+            checkpoint = Path(origin["checkpoint"])
+            # Results name a checkpoint of their own run relative to its folder, which has `results`.
+            run = next((parent.parent for parent in (folder, *folder.parents) if parent.name == "results"), folder)
+            source = make_source(config, wanted, str((run / checkpoint).absolute()), evaluated["variables"])
+            own = table()
+            write_bank(folder / name, own.videos, own.seconds, outputs["counts"], outputs["features"], source)
 
     return Evaluator(
-        data=data_,
+        data=data,
         predict_fn=predict,
         counts="counts",
         sink=(lambda folder: ArraySink(folder / name)) if wanted.write_bank else None,
         summarize=summarize,
         write=write,
-        protocol={"task": "actions of people at keyframes, AVA's frame mAP at an IoU of 0.5", "data": wanted.directory},
+        protocol={
+            "task": "actions of people at keyframes; frame mAP at an IoU of 0.5, as AVA's",
+            "data": wanted.directory,
+            "split": wanted.split,
+            "mode": wanted.mode,
+            "boxes": f"proposals with a score of at least {wanted.proposal_threshold}, or a keyframe's best one",
+            "action_threshold": wanted.action_threshold,
+            "short_side": config.clips.evaluation_short_side,
+            "frame_shift": config.clips.frame_shift,
+            "bank": list(config.bank.folders) if has_bank(config) else [],
+            "bank_rows": "drawn at random" if config.bank.random_in_evaluation else "the first of every second",
+        },
     )

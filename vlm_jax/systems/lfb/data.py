@@ -1,0 +1,208 @@
+"""Records of keyframes, and the pipelines of training and evaluation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from vlm_jax.data.pipeline import EvaluationPipeline, TrainPipeline
+from vlm_jax.data.protocol import PROTOCOL, check_protocol
+from vlm_jax.data.record_examples import Decode, RecordExamples, RecordSource, Split
+from vlm_jax.errors import DataError
+from vlm_jax.systems.lfb import samples
+from vlm_jax.systems.lfb.annotations import Sampling, name_of
+from vlm_jax.systems.lfb.augment import Augmentation, View, view_frames, whole_view
+from vlm_jax.systems.lfb.keyframes import KIND, KeyframeTable, read_table
+from vlm_jax.systems.lfb.samples import MakeView, Memory
+from vlm_jax.systems.lfb.targets import Matching
+from vlm_jax.types import DataShard
+
+FEATURES = tfds.features.FeaturesDict(
+    {
+        "video": tfds.features.Text(),
+        "second": np.int32,
+        "height": np.int32,
+        "width": np.int32,
+        # Numbers of the frames, ascending; the first frame of a video has the number 1.
+        "frame_numbers": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+        "frames": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")),
+    }
+)
+"""Features of a keyframe's record."""
+_ENDLESS = 1 << 40
+_FIELDS = len(View._fields)
+
+
+def train_pipeline(
+    directory: str,
+    split_name: str,
+    sampling: Sampling,
+    augmentation: Augmentation,
+    matching: Matching,
+    shard: DataShard,
+    *,
+    threshold: float,
+    box_buckets: Sequence[int],
+    memory: Memory | None = None,
+    streams: int = 1,
+    block: int = 0,
+    workers: int = 0,
+) -> TrainPipeline:
+    """Return endless batches of clips with boxes and labels; `samples.collate_training` describes them.
+
+    Args:
+      directory: Folder of the data set.
+      split_name: Name of the split.
+      sampling: Rule by which clips take their frames.
+      augmentation: Settings of rescaling, crop and mirroring.
+      matching: Settings of matching proposals with people.
+      shard: Part of every batch that this process supplies.
+      threshold: Smallest score of a proposal; a keyframe's best proposal is always kept.
+      box_buckets: Numbers of boxes that clips are padded to.
+      memory: Bank, if the model has one.
+      streams: Number of streams that supply consecutive parts of every batch.
+      block: Number of keyframes that are permuted together; 0 permutes the whole stream.
+      workers: Number of examples decoded at the same time; 0 lets tf.data choose.
+
+    Raises:
+      DataError: If the records were prepared for other clips or without people, or a bucket is too small.
+    """
+    split, table = open_split(directory, split_name, sampling)
+    jitter, stored = split.protocol["jitter"] if table.training else 0, split.protocol["short_side"]
+    if sampling.jitter > jitter:
+        check_protocol(directory, {"jitter": jitter}, {"jitter": sampling.jitter})
+    if stored and augmentation.short_side[1] > stored:
+        check_protocol(directory, {"short_side": stored}, {"short_side": augmentation.short_side[1]})
+    if augmentation.short_side[0] < augmentation.size:
+        raise DataError(
+            f"data {directory}: frames are scaled to a shorter side of {augmentation.short_side[0]}, expected at least "
+            f"the crop's {augmentation.size} (config.clips.size)"
+        )
+    if not table.num_people.all():
+        name = name_of(table.key(int(table.num_people.argmin())))
+        raise DataError(f"data {directory}: keyframe {name} of {split_name!r} has no person to train on")
+    start, size = split.protocol["start_second"], (augmentation.size, augmentation.size)
+    decode = decode_clip(sampling, start, augmentation.draw, size, drawn=True)
+    return TrainPipeline(
+        RecordExamples(RecordSource(split, decode), workers=workers),
+        shard,
+        streams=streams,
+        block=block,
+        buckets=samples.train_buckets(table, threshold, matching, box_buckets, memory),
+        collate=samples.collate_training(table, threshold, matching, memory),
+    )
+
+
+def evaluation_pipeline(
+    directory: str,
+    split_name: str,
+    sampling: Sampling,
+    short_side: int,
+    shard: DataShard,
+    *,
+    threshold: float,
+    box_buckets: Sequence[int],
+    memory: Memory | None = None,
+    random_slots: bool = False,
+    workers: int = 0,
+) -> EvaluationPipeline:
+    """Return batches of every keyframe once, smallest frames first; `samples.collate_evaluation` describes them.
+
+    Args:
+      directory: Folder of the data set.
+      split_name: Name of the split.
+      sampling: Rule by which clips take their frames; its jitter is not used.
+      short_side: Shorter side of the frames, pixels.
+      shard: Part of every batch that this process supplies.
+      threshold: Smallest score of a proposal; a keyframe's best proposal is always kept.
+      box_buckets: Numbers of boxes that clips are padded to; further ones are added where proposals are more.
+      memory: Bank, if the model has one.
+      random_slots: If true, bank rows are drawn by the shard's seed; else the first ones of every second are taken.
+      workers: Number of examples decoded at the same time; 0 lets tf.data choose.
+
+    Raises:
+      DataError: If the records were prepared for other clips.
+    """
+    split, table = open_split(directory, split_name, sampling)
+    if split.protocol["short_side"] and short_side > split.protocol["short_side"]:
+        check_protocol(directory, split.protocol, {"short_side": short_side})
+    buckets = samples.evaluation_buckets(table, threshold, short_side, box_buckets, memory)
+    # tf.data stacks clips of one size only; the collate function cuts them to the bucket's.
+    largest = buckets.sizes[0][-1], buckets.sizes[1][-1]
+
+    def view(rng: np.random.Generator, height: int, width: int) -> View:
+        del rng
+        return whole_view(height, width, short_side)
+
+    decode = decode_clip(sampling._replace(jitter=0), split.protocol["start_second"], view, largest, drawn=False)
+    seed = shard.seed if random_slots else None
+    return EvaluationPipeline(
+        RecordExamples(RecordSource(split, decode), workers=workers),
+        shard,
+        buckets=buckets,
+        collate=samples.collate_evaluation(table, threshold, short_side, memory, seed),
+    )
+
+
+def open_split(directory: str, split_name: str, sampling: Sampling) -> tuple[Split, KeyframeTable]:
+    """Return a split and the table of its keyframes.
+
+    Raises:
+      DataError: if it was prepared for other clips, or the table does not fit the records.
+    """
+    split = Split(directory, split_name)
+    wanted = {"kind": KIND, **{name: getattr(sampling, name) for name in ("fps", "num_frames", "interval")}}
+    check_protocol(directory, split.protocol, wanted)
+    table = read_table(directory, split_name)
+    if len(table) != split.records.sum():
+        raise DataError(
+            f"data {directory}: the table of {split_name!r} has {len(table)} keyframes, {PROTOCOL} says "
+            f"{split.records.sum()}; run the preparation again with --finalize"
+        )
+    return split, table
+
+
+def decode_clip(
+    sampling: Sampling, start_second: int, make_view: MakeView, size: tuple[int, int], *, drawn: bool
+) -> Decode:
+    """Return the function that reads a clip from a record; only the clip's own frames are decoded.
+
+    Args:
+      sampling: Rule by which the clip takes its frames.
+      start_second: Second of a video's first frame.
+      make_view: Function that chooses the view.
+      size: Height and width of the result, pixels; smaller views are padded with 0 at the right and at the bottom.
+      drawn: If true, the example also has `view` int64 `[8]` and `seed`, from which its boxes follow.
+    """
+
+    def plan(
+        seed: np.int64, second: np.int32, stored: np.ndarray, height: np.int32, width: np.int32
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(int(seed))
+        wanted = sampling.numbers(int(second), start_second, _ENDLESS, sampling.draw_shifts(rng))
+        # A record holds all frames around its keyframe, so at the ends of a film its own ends are those of the film.
+        wanted = wanted.clip(stored[0], stored[-1])
+        places = np.searchsorted(stored, wanted)
+        if (stored[places] != wanted).any():
+            raise DataError(f"frames {wanted.tolist()} of second {second}, the record has {stored.tolist()}")
+        return places, np.array(make_view(rng, int(height), int(width)), np.int64)
+
+    def show(frames: np.ndarray, fields: np.ndarray) -> np.ndarray:
+        seen = view_frames(frames, View(*fields.tolist()))
+        if seen.shape[1:3] == size:
+            return seen
+        video = np.zeros((len(seen), *size, 3), np.uint8)
+        video[:, : seen.shape[1], : seen.shape[2]] = seen
+        return video
+
+    def decode(serialised: tf.Tensor, seed: tf.Tensor) -> dict[str, tf.Tensor]:
+        record = FEATURES.deserialize_example(serialised, decoders={"frames": tfds.decode.SkipDecoding()})
+        given = [record[name] for name in ("second", "frame_numbers", "height", "width")]
+        places, fields = tf.numpy_function(plan, [seed, *given], [tf.int64, tf.int64])
+        images = tf.gather(record["frames"], tf.ensure_shape(places, [sampling.num_frames]))
+        frames = tf.stack([tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE") for image in tf.unstack(images)])
+        video = tf.ensure_shape(tf.numpy_function(show, [frames, fields], tf.uint8), [sampling.num_frames, *size, 3])
+        return {"video": video} | ({"view": tf.ensure_shape(fields, [_FIELDS]), "seed": seed} if drawn else {})
+
+    return decode
