@@ -14,7 +14,7 @@ from vlm_jax.features import FeatureError
 from vlm_jax.predictor import Predictions, Predictor, Request
 from vlm_jax.systems.lfb.actions import AVA_ACTIONS, EVALUATED
 from vlm_jax.systems.lfb.bank import Bank
-from vlm_jax.systems.lfb.detections import csv_text
+from vlm_jax.systems.lfb.detections import Detections, csv_lines
 from vlm_jax.systems.lfb.people import WHOLE_FRAME, Action, Boxes, Detection, boxes_of, people_detector
 from vlm_jax.systems.lfb.task import has_bank, make_task
 from vlm_jax.train.batches import predict_batches
@@ -176,7 +176,8 @@ class LfbPredictor(Predictor):
                 continue
             lines += [_line(video.name, row, names, threshold) for row in scored]
             rows += [(video.stem, row.second, row.boxes[:, :4], row.scores) for row in scored]
-        return Predictions(lines, {FILE: csv_text(rows, names)}, missing)
+        files = {FILE: "".join(csv_lines(Detections.from_rows(rows)))} if rows else {}
+        return Predictions(lines, files, missing)
 
     def draw(
         self,
