@@ -104,6 +104,14 @@ def test_annotations_have_a_person_or_nothing_in_the_last_column(tmp_path):
     np.testing.assert_array_equal(table.boxes[0], np.float32([0.1, 0.2, 0.3, 0.4]))
 
 
+def test_a_header_a_byte_order_mark_and_seconds_with_a_point(tmp_path):
+    path, plain = tmp_path / "ava.csv", tmp_path / "plain.csv"
+    rows = "v,902.0,0.1,0.2,0.3,0.4,12,7\nv,903.0,0.1,0.2,0.3,0.4,17,7\n"
+    path.write_text("\ufeffvideo_id,second,x1,y1,x2,y2,action,person\n" + rows, encoding="utf-8")
+    plain.write_text(rows.replace("02.0", "02").replace("03.0", "03"))
+    assert_equal_tables(read_csv(path), read_csv(plain))
+
+
 GOOD = "v,0902,0.1,0.2,0.3,0.4,12,0.5\n"
 
 

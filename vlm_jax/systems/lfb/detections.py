@@ -178,12 +178,16 @@ def _select(detections: Detections, threshold: float) -> tuple[np.ndarray, np.nd
 def read_csv(path: str | Path) -> Table:
     """Read annotations or detections of AVA's form: 7 columns, or 8 with a score or the number of a person.
 
+    A first line that begins with 'video_id' is a header.
+
     Raises:
       DataError: naming the file, and the line that is damaged or has a box whose end lies before its start.
     """
     numbers: dict[Keyframe, int] = {}
     frames, columns = [], []
     for first, lines in _chunks(path):
+        if first == 1 and lines[0].startswith("video_id,"):
+            lines[0] = "\n"
         videos, values = _parse(lines) or _parse_slowly(path, first, lines)
         if not len(videos):  # blank lines
             continue
@@ -223,7 +227,7 @@ def read_keyframes(path: str | Path) -> set[Keyframe]:
 def _chunks(path: str | Path) -> Iterator[tuple[int, list[str]]]:
     """Yield the lines of a file in parts, with the number of the first line of each."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for first in itertools.count(1, _CHUNK):
                 lines = list(itertools.islice(file, _CHUNK))
                 if not lines:
@@ -237,11 +241,13 @@ def _chunks(path: str | Path) -> Iterator[tuple[int, list[str]]]:
 
 def _parse(lines: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
     """Return videos `[n]` and the other columns, float64 `[n, 7]`, or None if a line is not plain or not allowed."""
-    several = lines[0].count(",")
+    several = lines[-1].count(",")
     if several not in (6, 7):
         return None
-    types = [("video", f"U{max(map(len, lines))}"), ("second", np.int64), ("box", np.float64, 4), ("action", np.int64)]
-    types += [("score", np.float64)] if several == 7 else []
+    width = max(map(len, lines))
+    types = [("video", f"U{width}"), ("second", np.float64), ("box", np.float64, 4), ("action", np.int64)]
+    if several == 7:
+        types.append(("score", np.float64))
     try:
         rows = np.loadtxt(lines, types, delimiter=",", comments=None, ndmin=1)
     except ValueError:
@@ -252,9 +258,10 @@ def _parse(lines: list[str]) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _are_rows(values: np.ndarray) -> np.ndarray:
-    """Return which rows `[n, 7]` are finite, with boxes whose ends do not lie before their starts."""
+    """Return which rows `[n, 7]` are numbers of a whole second, with boxes that end where they begin or later."""
     ordered = (values[:, 3] >= values[:, 1]) & (values[:, 4] >= values[:, 2])
-    return np.isfinite(values).all(1) & ordered & (values[:, 0] >= 0)
+    whole = (values[:, 0] >= 0) & (values[:, 0] == np.floor(values[:, 0]))
+    return np.isfinite(values).all(1) & ordered & whole
 
 
 def _parse_slowly(path: str | Path, first: int, lines: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -270,7 +277,7 @@ def _parse_slowly(path: str | Path, first: int, lines: list[str]) -> tuple[np.nd
             continue
         try:
             video, second, *box, action, score = [*cells, "1"] if len(cells) == 7 else cells
-            row = [int(second), *map(float, box), int(action), float(score)]
+            row = [float(second), *map(float, box), int(action), float(score)]
         except ValueError:
             row = []
         if len(row) != 7 or not all(map(math.isfinite, row)) or not _are_rows(np.array([row], np.float64))[0]:
