@@ -12,7 +12,7 @@ from vlm_jax.errors import ConfigError, DataError
 from vlm_jax.extraction import Extractor
 from vlm_jax.features import FeatureError
 from vlm_jax.predictor import Predictions, Predictor, Request
-from vlm_jax.systems.lfb.actions import AVA_ACTIONS, EVALUATED
+from vlm_jax.systems.lfb.actions import action_names, columns, ids_of_columns
 from vlm_jax.systems.lfb.bank import Bank
 from vlm_jax.systems.lfb.detections import Detections, csv_lines
 from vlm_jax.systems.lfb.people import WHOLE_FRAME, Action, Boxes, Detection, boxes_of, people_detector
@@ -63,6 +63,7 @@ class LfbPredictor(Predictor):
         super().__init__(config, variables)
         self._extractor = extractor
         self._encode = self.compile(make_task(config).encoders["boxes"])
+        self.actions = action_names(config.data.actions, config.data.num_classes)
 
     def detect(
         self,
@@ -94,7 +95,7 @@ class LfbPredictor(Predictor):
         if not 0 <= threshold <= 1:
             raise ConfigError(f"threshold: expected a probability in [0, 1], found {threshold}")
         scored = self.score(video, boxes, detector=detector, seconds=seconds, batch_size=batch_size)
-        names = action_names(self.config)
+        names = self.actions
         return [detection for row in scored for detection in detections_of(row, names, threshold)]
 
     def score(
@@ -163,7 +164,7 @@ class LfbPredictor(Predictor):
         """
         from vlm_jax.video.decode import VideoError
 
-        names = action_names(self.config)
+        names = self.actions
         lines: list[dict[str, Any]] = []
         missing: list[tuple[str, str, str]] = []
         rows = []
@@ -176,7 +177,8 @@ class LfbPredictor(Predictor):
                 continue
             lines += [_line(video.name, row, names, threshold) for row in scored]
             rows += [(video.stem, row.second, row.boxes[:, :4], row.scores) for row in scored]
-        files = {FILE: "".join(csv_lines(Detections.from_rows(rows)))} if rows else {}
+        ids = ids_of_columns(list(self.actions), self.config.data.num_classes)
+        files = {FILE: "".join(csv_lines(Detections.from_rows(rows), action_ids=ids))} if rows else {}
         return Predictions(lines, files, missing)
 
     def draw(
@@ -288,17 +290,12 @@ class LfbPredictor(Predictor):
         return batch
 
 
-def action_names(config: ConfigDict) -> dict[int, str]:
-    """Return the names of the actions by id; those that AVA evaluates, if the config names none."""
-    named = {int(number): name for number, name in config.data.actions.items()}
-    return named or {number: AVA_ACTIONS[number] for number in EVALUATED if number < config.data.num_classes}
-
-
 def detections_of(row: Scored, names: Mapping[int, str], threshold: float) -> list[Detection]:
     """Return the people of a second, each with the actions whose score reaches the threshold, best first."""
     found = []
     for box, scores in zip(row.boxes, row.scores, strict=True):
-        likely = [Action(name, place, float(scores[place])) for place, name in names.items()]
+        column = columns(list(names), len(scores))
+        likely = [Action(name, number, float(scores[column[number]])) for number, name in names.items()]
         likely = sorted((a for a in likely if a.score >= threshold), key=lambda a: -a.score)
         x1, y1, x2, y2, score = map(float, box)
         found.append(Detection(row.second, (x1, y1, x2, y2), likely, score, row.found_by))

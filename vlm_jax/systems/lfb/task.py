@@ -14,13 +14,17 @@ from ml_collections import ConfigDict
 
 from vlm_jax.data.synthetic import SyntheticPipeline
 from vlm_jax.errors import ConfigError
+from vlm_jax.files import write_atomically
 from vlm_jax.models.resnet3d import SlowOnly
+from vlm_jax.systems.lfb.actions import action_names, ids_of_columns
 from vlm_jax.systems.lfb.annotations import Sampling
 from vlm_jax.systems.lfb.augment import Augmentation
 from vlm_jax.systems.lfb.bank import Bank, write_bank
 from vlm_jax.systems.lfb.bank_operators import OPERATORS, NonLocalBank
-from vlm_jax.systems.lfb.keyframes import KeyframeTable, read_table
+from vlm_jax.systems.lfb.detections import Detections, read_csv, read_keyframes, to_json, to_table, write_csv
+from vlm_jax.systems.lfb.keyframes import KeyframeTable, annotations_path, excluded_path, read_table
 from vlm_jax.systems.lfb.loss import action_loss, scores
+from vlm_jax.systems.lfb.metrics import ava_map
 from vlm_jax.systems.lfb.model import POOLS, TIME_POOLS, Classifier, Detector, RoiExtractor
 from vlm_jax.systems.lfb.samples import Memory
 from vlm_jax.systems.lfb.targets import Matching
@@ -28,6 +32,8 @@ from vlm_jax.task import Aux, Evaluator, Task
 from vlm_jax.train.sinks import STAMP, ArraySink
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, Variables
 
+SHOWN = 0.05
+"""Smallest score of an action in the JSON lines of an evaluation; the csv has all that count."""
 BOXES = ("boxes", "bank", "slots", "size")
 """Arrays of a batch that the detector reads beside `video`, as far as a batch has them."""
 
@@ -272,20 +278,32 @@ def _evaluator(config: ConfigDict, name: str, model: Detector, open_memory: Call
             found["features"] = outputs["features"].astype(config.bank.dtype)
         return found | {"counts": batch["box_mask"].sum(-1)}
 
-    @functools.cache
-    def truth() -> Any:
-        return None
+    actions = action_names(config.data.actions, config.data.num_classes)
+    ids = ids_of_columns(list(actions), config.data.num_classes)
+
+    def found(outputs: Outputs) -> Detections:
+        own = table()
+        return Detections(own.videos, own.seconds, outputs["counts"], outputs["boxes"], outputs["scores"])
 
     def summarize(outputs: Outputs) -> dict[str, float]:
-        return {}
+        truth, excluded = (path(wanted.directory, wanted.split) for path in (annotations_path, excluded_path))
+        counts = {"keyframes": float(len(outputs["counts"])), "boxes": float(len(outputs["boxes"]))}
+        if not truth.is_file():
+            return counts
+        left_out = read_keyframes(excluded) if excluded.is_file() else ()
+        detected = to_table(found(outputs), wanted.action_threshold, ids)
+        return ava_map(read_csv(truth), detected, left_out, actions, wanted.mode) | counts
 
     def write(outputs: Outputs, folder: Path, origin: Mapping[str, Any]) -> None:
+        write_csv(folder / f"{name}.csv", found(outputs), wanted.action_threshold, ids)
+        lines = to_json(found(outputs), actions, SHOWN, ids)
+        write_atomically(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         if wanted.write_bank:
-            evaluated = json.loads((folder / name / STAMP).read_text())
-            checkpoint = Path(origin["checkpoint"])
-            # Results name a checkpoint of their own run relative to its folder, which has `results`.
+            stamp = json.loads((folder / name / STAMP).read_text())
+            # Results name a checkpoint of their own run relative to the run's folder.
             run = next((parent.parent for parent in (folder, *folder.parents) if parent.name == "results"), folder)
-            source = make_source(config, wanted, str((run / checkpoint).absolute()), evaluated["variables"])
+            checkpoint = str((run / origin["checkpoint"]).absolute())
+            source = make_source(config, wanted, checkpoint, stamp["variables"])
             own = table()
             write_bank(folder / name, own.videos, own.seconds, outputs["counts"], outputs["features"], source)
 
