@@ -1,5 +1,6 @@
 """Checks of the golden cases of lfb's banks, detections, metrics and learning rates."""
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -7,8 +8,11 @@ import numpy as np
 from lfb_tolerance import check
 
 from vlm_jax.interop import torch_files
+from vlm_jax.metrics.average_precision import average_precision
 from vlm_jax.systems.lfb.bank import Bank, sample_slots, write_bank
 from vlm_jax.systems.lfb.config import default_config
+from vlm_jax.systems.lfb.detections import Detections, read_csv, read_keyframes, write_csv
+from vlm_jax.systems.lfb.metrics import GROUPS, ava_map, rank
 from vlm_jax.systems.lfb.reference_bank import SOURCE, read_reference_bank, write_reference_bank
 from vlm_jax.train.schedule import make_schedule
 
@@ -45,9 +49,9 @@ def check_lfb_sampling(case, precision):
 def check_lfb_infer_head(case, precision):
     """Write the bank of both ranks' features, and compare it with the reference's file: order, types and values."""
     written, reference = {}, case.path.with_name("lfb_infer_bank.pkl")
-    for rank, keys in case.config["keys"].items():
+    for process, keys in case.config["keys"].items():
         for number, key in enumerate(keys):
-            features = case[f"in/roi_feat/{rank}/{number}"].mean(2).max((2, 3))  # over frames, then over cells
+            features = case[f"in/roi_feat/{process}/{number}"].mean(2).max((2, 3))  # over frames, then over cells
             written[key.replace(",", "/")] = features.astype(np.float16)
     names = [f"{video}/{int(second):04d}" for video, second in (key.split("/") for key in written)]
     check(case, {f"out/bank/{name}": value for name, value in zip(names, written.values(), strict=True)}, precision)
@@ -78,8 +82,64 @@ def check_lr_schedule(case, precision):
     check(case, {"out/baseline": schedule(firsts + length - 1)}, precision)
 
 
+def check_results_csv(case, precision):
+    """Compare the text of detections for three thresholds."""
+    boxes, scores = case["in/bboxes"], case["in/scores"]
+    made = Detections.from_rows([(case.config["video_id"], case.config["timestamp"], boxes, scores)])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "detections.csv"
+        for threshold in (0.0, 0.002, -1.0):
+            write_csv(path, made, threshold)
+            check(case, {f"out/csv_thr{threshold}": np.frombuffer(path.read_bytes(), np.uint8)}, precision)
+
+
+def worst_and_best(ranking):
+    """Return the smallest and the largest average precision that any order of equal scores gives."""
+    orders = np.argsort(~ranking.hits, kind="stable"), np.argsort(ranking.hits, kind="stable")
+    return [average_precision(ranking.scores[order], ranking.hits[order], ranking.positives) for order in orders]
+
+
+def check_ava_eval(case, precision):
+    """Compare every group's classes, counts, average precisions and their bounds, and the means."""
+    groups = sorted({name.split("/")[1] for name in case.arrays})
+    for group in groups:
+        files, out = case.group(f"in/{group}/"), f"out/{group}"
+        with tempfile.TemporaryDirectory() as folder:
+            for name, content in files.items():
+                (Path(folder) / name).write_bytes(content.tobytes())
+            truth, found = (read_csv(Path(folder) / f"{name}_csv") for name in ("groundtruth", "detections"))
+            excluded = read_keyframes(Path(folder) / "excluded_csv") if "excluded_csv" in files else set()
+        text = files["labelmap_pbtxt"].tobytes().decode()
+        actions = {int(number): name for name, number in re.findall(r'name: "(.*)"\n +id: (\d+)', text)}
+        if group.endswith("custom"):
+            actions = {number: actions[number] for number in (11, 17, 80)}
+        rankings = rank(truth, found, excluded, actions)
+        ids = case[f"{out}/class_ids"].tolist()
+        assert sorted(ids) == list(rankings)
+        metrics = ava_map(truth, found, excluded, actions)
+        bounds = np.array([worst_and_best(rankings[number]) for number in ids])
+        precisions = [metrics[f"AP/{number} {actions[number]}"] / 100 for number in ids]
+        arrays = {
+            "class_num_gt": [rankings[number].positives for number in ids],
+            "class_ap_stable": precisions,
+            "class_ap": precisions,
+            "class_ap_ties_worst": bounds[:, 0],
+            "class_ap_ties_best": bounds[:, 1],
+            "overall": metrics["mAP"] / 100,
+            **{name: metrics[f"mAP/{name}"] / 100 for name in GROUPS},
+        }
+        named = {f"{out}/{name}": np.asarray(value) for name, value in arrays.items()}
+        assert named.keys() | {f"{out}/class_ids"} == {name for name in case.arrays if name.startswith(f"{out}/")}
+        check(case, named, precision)
+        kept = np.nan_to_num(case[f"{out}/class_ap"])
+        assert (np.nan_to_num(bounds[:, 0]) <= kept + 1e-12).all()
+        assert (kept <= np.nan_to_num(bounds[:, 1]) + 1e-12).all()
+
+
 CHECKERS = {
+    "ava_eval": check_ava_eval,
     "lfb_sampling": check_lfb_sampling,
     "lfb_infer_head": check_lfb_infer_head,
     "lr_schedule": check_lr_schedule,
+    "results_csv": check_results_csv,
 }
