@@ -108,14 +108,17 @@ def _sources(source: str, files: Sequence[str]) -> tuple[str, ...]:
 
 
 def _read_frame(path: Path, storage: Storage) -> bytes:
+    """Return the content of a frame's file; if it is larger than the short side, scaled and encoded again.
+
+    Raises:
+      DataError: for a file that is no JPEG.
+    """
     data = path.read_bytes()
     try:
-        small = not storage.short_side or min(tf.io.extract_jpeg_shape(data).numpy()[:2]) <= storage.short_side
-        return (
-            data
-            if small
-            else storage.encode(tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE").numpy())
-        )
+        size = tf.io.extract_jpeg_shape(data).numpy()[:2]
+        if not 0 < storage.short_side < min(size):
+            return data
+        return storage.encode(tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE").numpy())
     except tf.errors.InvalidArgumentError:
         raise DataError(f"{path}: {len(data)} bytes that are no JPEG") from None
 

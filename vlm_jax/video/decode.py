@@ -69,7 +69,7 @@ class VideoError(UserError):
 
 
 def versions() -> str:
-    """Return the versions of PyAV and of FFmpeg's decoders, which decide on the frames of a damaged or unusual video."""
+    """Return the versions of PyAV and of FFmpeg's decoders, on which the number of frames may depend."""
     return f"PyAV {av.__version__}, libavcodec {'.'.join(map(str, av.library_versions['libavcodec']))}"
 
 

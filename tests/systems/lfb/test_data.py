@@ -5,16 +5,15 @@ import itertools
 import numpy as np
 import pytest
 from keyframe_files import FPS, INTERVAL, JITTER, options, prepared, write_frames, write_inputs
+from ml_collections import ConfigDict
 from record_files import assert_equal_batches, taken
 
 from data_prep.lfb import prepare
 from vlm_jax.errors import DataError
 from vlm_jax.systems.lfb import data
 from vlm_jax.systems.lfb.annotations import Sampling
-from vlm_jax.systems.lfb.augment import Augmentation
+from vlm_jax.systems.lfb.config import default_config
 from vlm_jax.systems.lfb.keyframes import read_table, table_path, write_table
-from vlm_jax.systems.lfb.samples import Memory
-from vlm_jax.systems.lfb.targets import Matching
 from vlm_jax.types import DataShard
 
 SAMPLING = Sampling(4, INTERVAL, FPS, JITTER)
@@ -40,15 +39,26 @@ class SmallBank:
         return [s for s in range(second - window // 2, second - window // 2 + window) if 900 <= s < 906]
 
 
-def training(folder, shard=SHARD, memory=None, sampling=SAMPLING, **changes):
-    settings = {"threshold": 0.9, "box_buckets": (2, 4), "streams": 2, "workers": 2, "memory": memory} | changes
-    augmentation = Augmentation((32, 40), 32, 0.5)
-    return data.train_pipeline(str(folder), "train", sampling, augmentation, Matching(), shard, **settings)
+BANK = SmallBank()
 
 
-def evaluation(folder, shard=SHARD, memory=None, sampling=SAMPLING, short_side=32, **changes):
-    settings = {"threshold": 0.85, "box_buckets": (1, 2), "memory": memory} | changes
-    return data.evaluation_pipeline(str(folder), "train", sampling, short_side, shard, **settings)
+def make_config(folder, **changes):
+    config = default_config()
+    config.data.update(directory=str(folder), streams=2, workers=2, box_buckets=(2, 4), bank_buckets=(4, 8))
+    config.clips.update(fps=FPS, interval=INTERVAL, jitter=JITTER, short_side=(32, 40), size=32)
+    config.clips.evaluation_short_side = 32
+    config.bank.window = 4
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def training(folder, shard=SHARD, bank=None, **changes):
+    return data.train_pipeline(make_config(folder, **changes), bank, shard)
+
+
+def evaluation(folder, shard=SHARD, bank=None, **changes):
+    wanted = ConfigDict({"directory": str(folder), "split": "train", "proposal_threshold": 0.85})
+    return data.evaluation_pipeline(make_config(folder, **changes), wanted, bank, shard)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +67,7 @@ def folder(tmp_path_factory):
 
 
 def test_a_training_batch_is_that_of_the_contract(folder):
-    memory = Memory(SmallBank(), 4, 5, (4, 8))
-    made = training(folder, memory=memory)
+    made = training(folder, bank=BANK)
     assert made.epoch_examples() == 4
     batch = next(iter(made))
     shapes = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
@@ -104,20 +113,18 @@ def test_training_shows_the_frames_around_its_second(folder):
 
 
 def test_batches_depend_neither_on_processes_nor_on_resuming(folder):
-    memory = Memory(SmallBank(), 4, 5, (8,))
-    whole = taken(training(folder, memory=memory), 5)
-    parts = [taken(training(folder, DataShard(n, 2, 2, 3), memory), 5) for n in range(2)]
+    whole = taken(training(folder, bank=BANK), 5)
+    parts = [taken(training(folder, DataShard(n, 2, 2, 3), BANK), 5) for n in range(2)]
     joined = [{name: np.concatenate([part[batch][name] for part in parts]) for name in whole[0]} for batch in range(5)]
     assert_equal_batches(whole, joined)
-    resumed = training(folder, memory=memory)
+    resumed = training(folder, bank=BANK)
     resumed.restore(6)
     assert_equal_batches(whole[3:], taken(resumed, 2))
     assert any((first["video"] != later["video"]).any() for first, later in itertools.pairwise(whole))
 
 
 def test_evaluation_visits_every_keyframe_once_without_cropping(folder):
-    memory = Memory(SmallBank(), 4, 5, (1,))
-    batches = list(evaluation(folder, memory=memory))
+    batches = list(evaluation(folder, bank=BANK))
     rows = {}
     for batch in batches:
         assert batch["video"].shape[2:4] == (32, 64)
@@ -140,16 +147,16 @@ def test_evaluation_visits_every_keyframe_once_without_cropping(folder):
 
 
 def test_evaluation_with_random_slots_is_repeatable(folder):
-    memory = Memory(SmallBank(), 4, 5, (8,))
     made = [
-        list(evaluation(folder, DataShard(batch_size=5, seed=seed), memory, random_slots=True)) for seed in (1, 1, 2)
+        list(evaluation(folder, DataShard(batch_size=5, seed=seed), BANK, **{"bank.random_in_evaluation": True}))
+        for seed in (1, 1, 2)
     ]
     assert_equal_batches(made[0], made[1])
     assert any((one["slots"] != two["slots"]).any() for one, two in zip(made[0], made[2], strict=True))
 
 
 def test_frame_shift_0_reads_the_same_records(folder):
-    early = next(iter(evaluation(folder, sampling=SAMPLING._replace(frame_shift=0))))["video"].astype(int)
+    early = next(iter(evaluation(folder, **{"clips.frame_shift": 0})))["video"].astype(int)
     late = next(iter(evaluation(folder)))["video"].astype(int)
     assert set(np.unique((late - early)[:, :, :, :43])) <= {3, 4, 5}
 
@@ -169,10 +176,11 @@ def test_frames_of_several_sizes_stand_in_their_own_buckets(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sampling": SAMPLING._replace(fps=30)}, "prepared with fps = 4, the config asks for 30"),
-        ({"sampling": SAMPLING._replace(jitter=2)}, "prepared with jitter = 1, the config asks for 2"),
-        ({"box_buckets": (1,)}, r"buckets \[1\]: example 1 has length 3"),
-        ({"memory": Memory(SmallBank(), 4, 5, (1,))}, r"buckets \[1\]: example 0 has length 4"),
+        ({"clips.fps": 30}, "prepared with fps = 4, the config asks for 30"),
+        ({"clips.jitter": 2}, "prepared with jitter = 1, the config asks for 2"),
+        ({"data.box_buckets": (1,)}, r"buckets \[1\]: example 1 has length 3"),
+        ({"data.bank_buckets": (1,), "bank": BANK}, r"buckets \[1\]: example 0 has length 4"),
+        ({"clips.short_side": (31, 40)}, "expected at least the crop's size 32"),
     ],
 )
 def test_settings_that_do_not_fit_the_records(folder, changes, message):
@@ -187,16 +195,7 @@ def test_records_of_evaluation_are_not_for_training(tmp_path):
         read_table(folder, "val")
     (folder / "val.npz").rename(folder / "keyframes-val.table.npz")
     with pytest.raises(DataError, match="prepared with jitter = 0, the config asks for 1"):
-        data.train_pipeline(
-            str(folder),
-            "val",
-            SAMPLING,
-            Augmentation((32, 40), 32),
-            Matching(),
-            DataShard(),
-            threshold=0.9,
-            box_buckets=(4,),
-        )
+        training(folder, **{"data.split": "val"})
 
 
 def test_a_keyframe_without_people_is_not_for_training(tmp_path):

@@ -1,10 +1,9 @@
 """Records of keyframes, and the pipelines of training and evaluation."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 
 from vlm_jax.data.pipeline import EvaluationPipeline, TrainPipeline
 from vlm_jax.data.protocol import PROTOCOL, check_protocol
@@ -14,7 +13,7 @@ from vlm_jax.systems.lfb import samples
 from vlm_jax.systems.lfb.annotations import Sampling, name_of
 from vlm_jax.systems.lfb.augment import Augmentation, View, view_frames, whole_view
 from vlm_jax.systems.lfb.keyframes import KIND, KeyframeTable, read_table
-from vlm_jax.systems.lfb.samples import MakeView, Memory
+from vlm_jax.systems.lfb.samples import FeatureBank, MakeView, Memory
 from vlm_jax.systems.lfb.targets import Matching
 from vlm_jax.types import DataShard
 
@@ -34,41 +33,22 @@ _ENDLESS = 1 << 40
 _FIELDS = len(View._fields)
 
 
-def train_pipeline(
-    directory: str,
-    split_name: str,
-    sampling: Sampling,
-    augmentation: Augmentation,
-    matching: Matching,
-    shard: DataShard,
-    *,
-    threshold: float,
-    box_buckets: Sequence[int],
-    memory: Memory | None = None,
-    streams: int = 1,
-    block: int = 0,
-    workers: int = 0,
-) -> TrainPipeline:
+def train_pipeline(config: ConfigDict, bank: FeatureBank | None, shard: DataShard) -> TrainPipeline:
     """Return endless batches of clips with boxes and labels; `samples.collate_training` describes them.
 
     Args:
-      directory: Folder of the data set.
-      split_name: Name of the split.
-      sampling: Rule by which clips take their frames.
-      augmentation: Settings of rescaling, crop and mirroring.
-      matching: Settings of matching proposals with people.
+      config: Config of the run.
+      bank: Bank of long-term features, if the model has one.
       shard: Part of every batch that this process supplies.
-      threshold: Smallest score of a proposal; a keyframe's best proposal is always kept.
-      box_buckets: Numbers of boxes that clips are padded to.
-      memory: Bank, if the model has one.
-      streams: Number of streams that supply consecutive parts of every batch.
-      block: Number of keyframes that are permuted together; 0 permutes the whole stream.
-      workers: Number of examples decoded at the same time; 0 lets tf.data choose.
 
     Raises:
       DataError: If the records were prepared for other clips or without people, or a bucket is too small.
     """
-    split, table = open_split(directory, split_name, sampling)
+    wanted, directory = config.data, config.data.directory
+    sampling, memory = make_sampling(config), make_memory(config, bank)
+    matching = Matching(**config.targets)
+    augmentation = Augmentation(tuple(config.clips.short_side), config.clips.size, config.clips.flip)
+    split, table = open_split(directory, wanted.split, sampling)
     jitter, stored = split.protocol["jitter"] if table.training else 0, split.protocol["short_side"]
     if sampling.jitter > jitter:
         check_protocol(directory, {"jitter": jitter}, {"jitter": sampling.jitter})
@@ -76,58 +56,45 @@ def train_pipeline(
         check_protocol(directory, {"short_side": stored}, {"short_side": augmentation.short_side[1]})
     if augmentation.short_side[0] < augmentation.size:
         raise DataError(
-            f"data {directory}: frames are scaled to a shorter side of {augmentation.short_side[0]}, expected at least "
-            f"the crop's {augmentation.size} (config.clips.size)"
+            f"config.clips.short_side: from {augmentation.short_side[0]} on, expected at least the crop's size "
+            f"{augmentation.size} (config.clips.size)"
         )
     if not table.num_people.all():
         name = name_of(table.key(int(table.num_people.argmin())))
-        raise DataError(f"data {directory}: keyframe {name} of {split_name!r} has no person to train on")
-    start, size = split.protocol["start_second"], (augmentation.size, augmentation.size)
-    decode = decode_clip(sampling, start, augmentation.draw, size, drawn=True)
+        raise DataError(f"data {directory}: keyframe {name} of {wanted.split!r} has no person to train on")
+    size = (augmentation.size, augmentation.size)
+    decode = decode_clip(sampling, split.protocol["start_second"], augmentation.draw, size, drawn=True)
+    threshold = wanted.proposal_threshold
     return TrainPipeline(
-        RecordExamples(RecordSource(split, decode), workers=workers),
+        RecordExamples(RecordSource(split, decode), workers=wanted.workers),
         shard,
-        streams=streams,
-        block=block,
-        buckets=samples.train_buckets(table, threshold, matching, box_buckets, memory),
+        streams=wanted.streams,
+        block=wanted.block,
+        buckets=samples.train_buckets(table, threshold, matching, wanted.box_buckets, memory),
         collate=samples.collate_training(table, threshold, matching, memory),
     )
 
 
 def evaluation_pipeline(
-    directory: str,
-    split_name: str,
-    sampling: Sampling,
-    short_side: int,
-    shard: DataShard,
-    *,
-    threshold: float,
-    box_buckets: Sequence[int],
-    memory: Memory | None = None,
-    random_slots: bool = False,
-    workers: int = 0,
+    config: ConfigDict, wanted: ConfigDict, bank: FeatureBank | None, shard: DataShard
 ) -> EvaluationPipeline:
-    """Return batches of every keyframe once, smallest frames first; `samples.collate_evaluation` describes them.
+    """Return batches of every keyframe once, lowest frames first; `samples.collate_evaluation` describes them.
 
     Args:
-      directory: Folder of the data set.
-      split_name: Name of the split.
-      sampling: Rule by which clips take their frames; its jitter is not used.
-      short_side: Shorter side of the frames, pixels.
+      config: Config of the run.
+      wanted: Evaluator's own keys, of which `directory`, `split` and `proposal_threshold` matter here.
+      bank: Bank of long-term features, if the model has one.
       shard: Part of every batch that this process supplies.
-      threshold: Smallest score of a proposal; a keyframe's best proposal is always kept.
-      box_buckets: Numbers of boxes that clips are padded to; further ones are added where proposals are more.
-      memory: Bank, if the model has one.
-      random_slots: If true, bank rows are drawn by the shard's seed; else the first ones of every second are taken.
-      workers: Number of examples decoded at the same time; 0 lets tf.data choose.
 
     Raises:
       DataError: If the records were prepared for other clips.
     """
-    split, table = open_split(directory, split_name, sampling)
+    sampling, memory = make_sampling(config)._replace(jitter=0), make_memory(config, bank)
+    short_side, threshold = config.clips.evaluation_short_side, wanted.proposal_threshold
+    split, table = open_split(wanted.directory, wanted.split, sampling)
     if split.protocol["short_side"] and short_side > split.protocol["short_side"]:
-        check_protocol(directory, split.protocol, {"short_side": short_side})
-    buckets = samples.evaluation_buckets(table, threshold, short_side, box_buckets, memory)
+        check_protocol(wanted.directory, split.protocol, {"short_side": short_side})
+    buckets = samples.evaluation_buckets(table, threshold, short_side, config.data.box_buckets, memory)
     # tf.data stacks clips of one size only; the collate function cuts them to the bucket's.
     largest = buckets.sizes[0][-1], buckets.sizes[1][-1]
 
@@ -135,14 +102,26 @@ def evaluation_pipeline(
         del rng
         return whole_view(height, width, short_side)
 
-    decode = decode_clip(sampling._replace(jitter=0), split.protocol["start_second"], view, largest, drawn=False)
-    seed = shard.seed if random_slots else None
+    decode = decode_clip(sampling, split.protocol["start_second"], view, largest, drawn=False)
+    seed = shard.seed if config.bank.random_in_evaluation else None
     return EvaluationPipeline(
-        RecordExamples(RecordSource(split, decode), workers=workers),
+        RecordExamples(RecordSource(split, decode), workers=config.data.workers),
         shard,
         buckets=buckets,
         collate=samples.collate_evaluation(table, threshold, short_side, memory, seed),
     )
+
+
+def make_sampling(config: ConfigDict) -> Sampling:
+    """Return the rule by which clips take their frames."""
+    return Sampling(**{name: config.clips[name] for name in Sampling._fields})
+
+
+def make_memory(config: ConfigDict, bank: FeatureBank | None) -> Memory | None:
+    """Return the bank with the window that clips see of it."""
+    if bank is None:
+        return None
+    return Memory(bank, config.bank.window, config.bank.per_second, tuple(config.data.bank_buckets))
 
 
 def open_split(directory: str, split_name: str, sampling: Sampling) -> tuple[Split, KeyframeTable]:

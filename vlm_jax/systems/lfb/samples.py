@@ -134,8 +134,8 @@ def collate_evaluation(
     """Return the function that makes evaluation batches.
 
     Examples have `video`, padded to any size. A batch has `video` uint8 `[B, T, H, W, 3]`, `size` int32 `[B, 2]`
-    (height and width without padding), `boxes` float32 `[B, N, 4]` and `box_mask` bool `[B, N]`; with a bank also `bank`
-    `[B, S, C]` and `slots` int32 `[B, N, W K]`.
+    (height and width without padding), `boxes` float32 `[B, N, 4]` and `box_mask` bool `[B, N]`; with a bank also
+    `bank` `[B, S, C]` and `slots` int32 `[B, N, W K]`.
 
     Args:
       table: Keyframes.
