@@ -12,7 +12,6 @@ from vlm_jax import config as configs
 from vlm_jax import inference
 from vlm_jax.errors import ConfigError, DataError
 from vlm_jax.features import FeatureError
-from vlm_jax.systems.lfb import predict
 from vlm_jax.systems.lfb.config import default_config
 from vlm_jax.task import get_task
 from vlm_jax.train.checkpoint import save_variables
@@ -189,12 +188,20 @@ def test_the_bank_needs_the_detector_of_training(folder, tmp_path):
     assert found == same
 
 
-def test_actions_are_those_of_ava_unless_the_data_name_others():
-    config = default_config()
-    names = predict.action_names(config)
-    assert len(names) == 60
-    assert names[12] == "stand"
-    assert predict.action_names(small("none")) == ACTIONS
+def test_actions_of_a_subset_keep_their_ids(folder, tmp_path):
+    """A model of three actions with ids 3, 7 and 9 has them in columns 1 to 3."""
+    config = small("none")
+    config.data.actions = ConfigDict({"3": "rest", "7": "move", "9": "turn"})
+    save(tmp_path, config, 0)
+    model = inference.load(tmp_path)
+    (row,) = model.score(folder / "film.mp4", {2: BOXES[2]})
+    (person,) = model.detect(folder / "film.mp4", {2: BOXES[2]}, threshold=0)
+    assert {action.id: action.score for action in person.actions} == dict(
+        zip((3, 7, 9), row.scores[0, 1:], strict=True)
+    )
+    (tmp_path / "boxes.csv").write_text("film,2,0.2,0.1,0.5,0.9")
+    text = model.predict([{"video": folder / "film.mp4"}], tmp_path / "boxes.csv").files["detections.csv"]
+    assert [line.split(",")[6] for line in text.splitlines()] == ["3", "7", "9"]
 
 
 def test_the_command_writes_lists_csv_and_pictures(folder, tmp_path, command):
