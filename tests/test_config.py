@@ -48,7 +48,7 @@ def test_overrides(root, monkeypatch):
         ("--config.batch_groups=3", "3 does not divide config.batch_size = 1024"),
         ("--config.data.streams=3", "config.data.streams: 3 does not divide"),
         ("--config.steps=5", "give either steps or epochs"),
-        ("--config.task=milne", "config.task: 'milne' is not one of ctrl, groundnlq, milnce"),
+        ("--config.task=milne", "config.task: 'milne' is not one of ctrl, groundnlq, lfb, milnce"),
     ],
 )
 def test_mistakes_are_named(root, monkeypatch, word, message):

@@ -16,6 +16,7 @@ def convert(arguments: argparse.Namespace) -> None:
     """Convert a bank and print what it holds."""
     if arguments.reverse:
         bank = Bank.open([arguments.source])
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
         write_reference_bank(arguments.output, bank, arguments.dtype)
     else:
         bank = _from_reference(arguments.source, arguments.output, arguments.dtype)

@@ -33,9 +33,9 @@ def assert_equal_content(ours, expected):
 def test_a_file_of_the_reference_and_back(tmp_path, capsys):
     convert("--source", GOLDEN, "--output", tmp_path / "bank")
     assert capsys.readouterr().out == f"{tmp_path / 'bank'}: 3 videos, 5 seconds, 9 features of 12 float16 numbers\n"
-    convert("--source", tmp_path / "bank", "--output", tmp_path / "back.pkl", "--reverse")
+    convert("--source", tmp_path / "bank", "--output", tmp_path / "new" / "back.pkl", "--reverse")
     assert capsys.readouterr().out.endswith("back.pkl: 3 videos, 5 seconds, 9 features of 12 float16 numbers\n")
-    assert_equal_content(torch_files.load(tmp_path / "back.pkl"), torch_files.load(GOLDEN))
+    assert_equal_content(torch_files.load(tmp_path / "new" / "back.pkl"), torch_files.load(GOLDEN))
     with pytest.raises(DataError, match=r"--output: .*bank holds a bank already"):
         convert("--source", GOLDEN, "--output", tmp_path / "bank")
 
