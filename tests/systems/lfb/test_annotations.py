@@ -52,7 +52,7 @@ def test_label_maps_that_cannot_be_used(tmp_path, text, message):
 def test_every_bad_row_has_its_reason(tmp_path):
     lines = {
         "a,902,0.1,0.1,0.5,0.5,12,0": None,
-        "a,0902,0.1,0.1,0.5,0.5,12": ("row that occurs twice", True),
+        "a,0902.0,0.1,0.1,0.5,0.5,12": ("row that occurs twice", True),
         "a,902,0.1,0.1,0.1,0.5,12,0": ("box without area", True),
         "a,902,10,10,300,200,12,0": ("box outside of 0 to 1", False),
         "a,902,0.5,0.1,0.1,0.5,12,0": ("box that ends before it begins", False),
@@ -64,6 +64,11 @@ def test_every_bad_row_has_its_reason(tmp_path):
         "a,902,,,,,,": ("line that cannot be read", False),
         "a,902,nan,0.1,0.5,0.5,12,0": ("line that cannot be read", False),
         "a,902,0.1": ("line that cannot be read", False),
+        "a,1e300,0.1,0.1,0.5,0.5,12,0": ("line that cannot be read", False),
+        f"a,902,0.1,0.1,0.5,0.5,12,{10**30}": ("line that cannot be read", False),
+        '"a,b",902,0.1,0.1,0.5,0.5,12,0': ("line that cannot be read", False),
+        "\0,902,0.1,0.1,0.5,0.5,12,0": ("line that cannot be read", False),
+        f"{'a' * 300},902,0.1,0.1,0.5,0.5,12,0": ("line that cannot be read", False),
     }
     rows, faults = annotations.read_rows(write(tmp_path, *lines), 81)
     assert [(fault.reason, fault.kept) for fault in faults] == [wanted for wanted in lines.values() if wanted]

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from record_files import assert_equal_batches, taken
 
 from data_prep.lfb import prepare
-from vlm_jax.errors import DataError
+from vlm_jax.errors import DataError, UserError
 from vlm_jax.systems.lfb import data
 from vlm_jax.systems.lfb.annotations import Sampling
 from vlm_jax.systems.lfb.config import default_config
@@ -25,7 +25,7 @@ class SmallBank:
 
     dim, dtype = 3, np.dtype(np.float16)
 
-    def rows_in_window(self, video, second, window):
+    def rows_in_window(self, video, second, window, per_second=None):
         return len(self._seconds(second, window))
 
     def sample(self, video, second, num_boxes, rng, window, per_second):
@@ -177,6 +177,7 @@ def test_frames_of_several_sizes_stand_in_their_own_buckets(tmp_path):
     ("changes", "message"),
     [
         ({"clips.fps": 30}, "prepared with fps = 4, the config asks for 30"),
+        ({"clips.frame_shift": 2}, "config.clips.frame_shift: 2, expected 0"),
         ({"clips.jitter": 2}, "prepared with jitter = 1, the config asks for 2"),
         ({"data.box_buckets": (1,)}, r"buckets \[1\]: example 1 has length 3"),
         ({"data.bank_buckets": (1,), "bank": BANK}, r"buckets \[1\]: example 0 has length 4"),
@@ -184,7 +185,7 @@ def test_frames_of_several_sizes_stand_in_their_own_buckets(tmp_path):
     ],
 )
 def test_settings_that_do_not_fit_the_records(folder, changes, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(UserError, match=message):
         training(folder, **changes)
 
 

@@ -24,6 +24,7 @@ AVA_SECONDS = (900, 1800)
 """First and last second of AVA's part of a film."""
 MAX_PROPOSALS = 1000
 """Number of proposals of a keyframe that are used, the first ones in their file."""
+_LARGEST, _LONGEST_NAME = 1e8, 200
 WHOLE_FRAME = np.array([[0.0, 0.0, 1.0, 1.0]])
 
 
@@ -134,17 +135,20 @@ def read_rows(
 def _row(line: int, cells: Sequence[str]) -> Row:
     if len(cells) not in (7, 8):
         raise ValueError(f"{len(cells)} columns, expected video, second, x1, y1, x2, y2, action and person")
+    name = cells[0]
+    if not (name and name.isprintable() and "," not in name and len(name) <= _LONGEST_NAME):
+        raise ValueError(f"video {name[:50]!r}, expected a name without commas")
     box = tuple(map(float, cells[2:6]))
     if not all(map(math.isfinite, box)):
         raise ValueError(f"box {box}")
-    return Row(line, cells[0], _second(cells[1]), box, int(cells[6]), int(cells[7]) if len(cells) == 8 else -1)
+    return Row(line, name, _whole(cells[1]), box, _whole(cells[6]), _whole(cells[7]) if len(cells) == 8 else -1)
 
 
-def _second(text: str) -> int:
-    """Return a second, which some files write as '0902' or '902.0'."""
+def _whole(text: str) -> int:
+    """Return a whole number, which some files write as '0902' or '902.0'."""
     value = float(text)
-    if not value.is_integer():
-        raise ValueError(f"second {text!r}, expected a whole number")
+    if not value.is_integer() or abs(value) > _LARGEST:
+        raise ValueError(f"{text!r}, expected a whole number")
     return int(value)
 
 
@@ -200,7 +204,7 @@ def read_excluded(path: Path | str) -> set[Key]:
     for line, cells in _lines(path):
         try:
             video, second = cells
-            found.add((video, _second(second)))
+            found.add((video, _whole(second)))
         except ValueError:
             raise DataError(f"{path}: line {line}: expected video and second, found {','.join(cells)!r}") from None
     return found
@@ -237,7 +241,7 @@ def read_proposals(path: Path | str) -> dict[Key, np.ndarray]:
     for name, boxes in content.items():
         try:
             video, _, second = str(name).rpartition(",")
-            key = video, _second(second)
+            key = video, _whole(second)
             rows = np.asarray(boxes, np.float64)
         except (TypeError, ValueError):
             raise DataError(f"{path}: proposals of {name!r}, expected 'VIDEO,SECOND' and an array of boxes") from None

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from vlm_jax.data.pipeline import EvaluationPipeline, TrainPipeline
 from vlm_jax.data.protocol import PROTOCOL, check_protocol
 from vlm_jax.data.record_examples import Decode, RecordExamples, RecordSource, Split
-from vlm_jax.errors import DataError
+from vlm_jax.errors import ConfigError, DataError
 from vlm_jax.systems.lfb import samples
 from vlm_jax.systems.lfb.annotations import Sampling, name_of
 from vlm_jax.systems.lfb.augment import Augmentation, View, view_frames, whole_view
@@ -94,7 +94,8 @@ def evaluation_pipeline(
     split, table = open_split(wanted.directory, wanted.split, sampling)
     if split.protocol["short_side"] and short_side > split.protocol["short_side"]:
         check_protocol(wanted.directory, split.protocol, {"short_side": short_side})
-    buckets = samples.evaluation_buckets(table, threshold, short_side, config.data.box_buckets, memory)
+    drawn = config.bank.random_in_evaluation
+    buckets = samples.evaluation_buckets(table, threshold, short_side, config.data.box_buckets, memory, drawn=drawn)
     # tf.data stacks clips of one size only; the collate function cuts them to the bucket's.
     largest = buckets.sizes[0][-1], buckets.sizes[1][-1]
 
@@ -103,7 +104,7 @@ def evaluation_pipeline(
         return whole_view(height, width, short_side)
 
     decode = decode_clip(sampling, split.protocol["start_second"], view, largest, drawn=False)
-    seed = shard.seed if config.bank.random_in_evaluation else None
+    seed = shard.seed if drawn else None
     return EvaluationPipeline(
         RecordExamples(RecordSource(split, decode), workers=config.data.workers),
         shard,
@@ -113,7 +114,13 @@ def evaluation_pipeline(
 
 
 def make_sampling(config: ConfigDict) -> Sampling:
-    """Return the rule by which clips take their frames."""
+    """Return the rule by which clips take their frames.
+
+    Raises:
+      ConfigError: for a `frame_shift` that records have no frames for.
+    """
+    if config.clips.frame_shift not in (0, 1):
+        raise ConfigError(f"config.clips.frame_shift: {config.clips.frame_shift}, expected 0 (0.x) or 1 (1.x)")
     return Sampling(**{name: config.clips[name] for name in Sampling._fields})
 
 

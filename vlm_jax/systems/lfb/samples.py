@@ -29,8 +29,8 @@ class FeatureBank(Protocol):
     dim: int
     dtype: np.dtype
 
-    def rows_in_window(self, video: str, second: int, window: int) -> int:
-        """Return the number of rows in the window of a keyframe."""
+    def rows_in_window(self, video: str, second: int, window: int, per_second: int | None = None) -> int:
+        """Return the number of rows in the window of a keyframe, of at most `per_second` rows per second."""
 
     def sample(
         self, video: str, second: int, num_boxes: int, rng: np.random.Generator | None, window: int, per_second: int
@@ -53,10 +53,10 @@ class Memory(NamedTuple):
     per_second: int
     buckets: tuple[int, ...]
 
-    def lengths(self, table: KeyframeTable) -> np.ndarray:
-        """Return the number of rows in the window of every keyframe, int64 `[M]`."""
-        keys = map(table.key, range(len(table)))
-        return np.array([self.bank.rows_in_window(*key, self.window) for key in keys], np.int64)
+    def lengths(self, table: KeyframeTable, *, drawn: bool) -> np.ndarray:
+        """Return the number of rows that every keyframe sees, int64 `[M]`: all of its window if slots are `drawn`."""
+        keys, most = map(table.key, range(len(table))), None if drawn else self.per_second
+        return np.array([self.bank.rows_in_window(*key, self.window, most) for key in keys], np.int64)
 
 
 def train_buckets(
@@ -69,16 +69,22 @@ def train_buckets(
     boxes = np.minimum(table.num_people + table.num_proposed(threshold), matching.max_boxes)
     if memory is None:
         return Buckets(boxes[:, None], (tuple(sorted(box_buckets)),))
-    lengths = np.stack([boxes, memory.lengths(table)], 1)
+    lengths = np.stack([boxes, memory.lengths(table, drawn=True)], 1)
     return Buckets(lengths, (tuple(sorted(box_buckets)), tuple(sorted(memory.buckets))))
 
 
 def evaluation_buckets(
-    table: KeyframeTable, threshold: float, short_side: int, box_buckets: Sequence[int], memory: Memory | None
+    table: KeyframeTable,
+    threshold: float,
+    short_side: int,
+    box_buckets: Sequence[int],
+    memory: Memory | None,
+    *,
+    drawn: bool,
 ) -> Buckets:
     """Return the buckets of evaluation batches: height, width, number of boxes and, with a bank, of bank rows.
 
-    The last sizes are doubled until everything fits.
+    The last sizes are doubled until everything fits. `drawn` is true if the slots of the bank are drawn at random.
     """
     shown = np.array([resized_size(*size, short_side) for size in table.sizes.tolist()], np.int64).reshape(-1, 2)
     sides = -(-shown // STEP) * STEP
@@ -86,7 +92,7 @@ def evaluation_buckets(
     lengths, sizes = [*sides.T, boxes], [*(tuple(np.unique(side).tolist()) for side in sides.T)]
     sizes.append(_doubled(box_buckets, boxes))
     if memory is not None:
-        lengths.append(memory.lengths(table))
+        lengths.append(memory.lengths(table, drawn=drawn))
         sizes.append(_doubled(memory.buckets, lengths[-1]))
     return Buckets(np.stack(lengths, 1), tuple(sizes))
 
