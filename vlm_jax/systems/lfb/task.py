@@ -17,8 +17,6 @@ from vlm_jax.errors import ConfigError
 from vlm_jax.files import write_atomically
 from vlm_jax.models.resnet3d import SlowOnly
 from vlm_jax.systems.lfb.actions import action_names, ids_of_columns
-from vlm_jax.systems.lfb.annotations import Sampling
-from vlm_jax.systems.lfb.augment import Augmentation
 from vlm_jax.systems.lfb.bank import Bank, write_bank
 from vlm_jax.systems.lfb.bank_operators import OPERATORS, NonLocalBank
 from vlm_jax.systems.lfb.detections import Detections, read_csv, read_keyframes, to_json, to_table, write_csv
@@ -26,8 +24,6 @@ from vlm_jax.systems.lfb.keyframes import KeyframeTable, annotations_path, exclu
 from vlm_jax.systems.lfb.loss import action_loss, scores
 from vlm_jax.systems.lfb.metrics import ava_map
 from vlm_jax.systems.lfb.model import POOLS, TIME_POOLS, Classifier, Detector, RoiExtractor
-from vlm_jax.systems.lfb.samples import Memory
-from vlm_jax.systems.lfb.targets import Matching
 from vlm_jax.task import Aux, Evaluator, Task
 from vlm_jax.train.sinks import STAMP, ArraySink
 from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipeline, Variables
@@ -45,7 +41,7 @@ def make_task(config: ConfigDict) -> Task:
       ConfigError: If the model, the buckets or the evaluators of the config are invalid.
     """
     model, specs = make_model(config), batch_specs(config)
-    open_memory = functools.cache(functools.partial(_open_memory, config))
+    open_bank = functools.cache(functools.partial(_open_bank, config))
 
     def init(key: jax.Array, batch: Batch) -> Variables:
         return model.init(key, batch["video"], **_inputs(batch))
@@ -69,21 +65,7 @@ def make_task(config: ConfigDict) -> Task:
             return SyntheticPipeline(specs[next(iter(specs))], shard)
         from vlm_jax.systems.lfb import data
 
-        clips = config.clips
-        return data.train_pipeline(
-            config.data.directory,
-            config.data.split,
-            make_sampling(config),
-            Augmentation(tuple(clips.short_side), clips.size, clips.flip),
-            Matching(**config.targets),
-            shard,
-            threshold=config.data.proposal_threshold,
-            box_buckets=tuple(config.data.box_buckets),
-            memory=open_memory(),
-            streams=config.data.streams,
-            block=config.data.block,
-            workers=config.data.workers,
-        )
+        return data.train_pipeline(config, open_bank(), shard)
 
     return Task(
         name="lfb",
@@ -91,7 +73,7 @@ def make_task(config: ConfigDict) -> Task:
         init=init,
         loss_fn=loss_fn,
         train_data=train_data,
-        evaluators={name: _evaluator(config, name, model, open_memory) for name in config.detection},
+        evaluators={name: _evaluator(config, name, model, open_bank) for name in config.detection},
         encoders={"boxes": functools.partial(detect_boxes, model, config)},
     )
 
@@ -198,11 +180,6 @@ def detect_boxes(model: Detector, config: ConfigDict, variables: Variables, batc
     return {"scores": scores(outputs["logits"], multilabel=config.loss.multilabel), "features": wide}
 
 
-def make_sampling(config: ConfigDict) -> Sampling:
-    """Return the rule by which clips take their frames."""
-    return Sampling(**{name: config.clips[name] for name in Sampling._fields})
-
-
 def make_source(config: ConfigDict, wanted: ConfigDict, checkpoint: str, fingerprint: str) -> dict[str, Any]:
     """Return what the features of a bank depend on; a film's own bank is made in the same way."""
     clips = {name: config.clips[name] for name in ("num_frames", "interval", "fps", "frame_shift")}
@@ -216,8 +193,8 @@ def make_source(config: ConfigDict, wanted: ConfigDict, checkpoint: str, fingerp
     }
 
 
-def _open_memory(config: ConfigDict) -> Memory | None:
-    """Return the bank of a config with its window, None for a model without a bank.
+def _open_bank(config: ConfigDict) -> Bank | None:
+    """Return the bank of a config, None for a model without a bank.
 
     Raises:
       ConfigError: If the bank is missing, or not the one that the model was trained with.
@@ -242,10 +219,10 @@ def _open_memory(config: ConfigDict) -> Memory | None:
             f"config.bank.folders: {folders[0]} was made by another model than the bank of training (fingerprint "
             f"{found[:16] or 'none'}, expected {trained[:16]})"
         )
-    return Memory(bank, config.bank.window, config.bank.per_second, tuple(config.data.bank_buckets))
+    return bank
 
 
-def _evaluator(config: ConfigDict, name: str, model: Detector, open_memory: Callable[[], Memory | None]) -> Evaluator:
+def _evaluator(config: ConfigDict, name: str, model: Detector, open_bank: Callable[[], Bank | None]) -> Evaluator:
     """Return the evaluator of actions at the keyframes of one split, which may also write their features as a bank."""
     wanted = config.detection[name]
 
@@ -256,18 +233,7 @@ def _evaluator(config: ConfigDict, name: str, model: Detector, open_memory: Call
     def data(shard: DataShard) -> Pipeline:
         from vlm_jax.systems.lfb import data
 
-        return data.evaluation_pipeline(
-            wanted.directory,
-            wanted.split,
-            make_sampling(config),
-            config.clips.evaluation_short_side,
-            shard,
-            threshold=wanted.proposal_threshold,
-            box_buckets=tuple(config.data.box_buckets),
-            memory=open_memory(),
-            random_slots=config.bank.random_in_evaluation,
-            workers=config.data.workers,
-        )
+        return data.evaluation_pipeline(config, wanted, open_bank(), shard)
 
     def predict(variables: Variables, batch: Batch) -> Outputs:
         outputs = detect_boxes(model, config, variables, batch)
