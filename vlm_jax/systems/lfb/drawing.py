@@ -274,7 +274,7 @@ def draw_sheet(path: str | Path, detections: Sequence[Detection], output: str | 
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as partial:
-        sheet.save(partial, format="JPEG" if output.suffix.lower() in (".jpg", ".jpeg") else "PNG")
+        sheet.save(partial, format="JPEG" if output.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=88)
 
 
 def _draw_time(picture: Image.Image, second: int) -> None:
