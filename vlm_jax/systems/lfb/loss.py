@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import optax
 
 THRESHOLD = 0.5
 """Probability above which an action counts as predicted in the reports."""
@@ -44,7 +43,7 @@ def action_loss(
     targets = labels.reshape(groups, -1, labels.shape[-1])[..., first:].astype(logits.dtype)
     kept = targets.sum(-1) > 0
     if multilabel:
-        loss = optax.sigmoid_binary_cross_entropy(logits, targets)
+        loss = jax.nn.softplus(logits) - targets * logits
     else:
         shares = targets / jnp.maximum(targets.sum(-1, keepdims=True), 1) if background_class else targets
         loss = -(shares * jax.nn.log_softmax(logits)).sum(-1, keepdims=True)
