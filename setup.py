@@ -11,7 +11,8 @@ DATA += ["tensorflow-datasets>=4.9.9"]
 BEAM = ["apache-beam>=2.60"]
 EVAL = ["scikit-learn>=1.5"]
 LMDB = ["lmdb>=1.6"]
-FIGURES = ["matplotlib>=3.9"]
+FIGURES = ["matplotlib>=3.9", "pillow>=10.1"]
+PEOPLE = ["opencv-python-headless>=4.10,<5"]  # OpenCV 5 has no people detector
 TENSORBOARD = ["tensorboard>=2.19"]
 
 ROOT = Path(__file__).parent
@@ -47,7 +48,8 @@ setup(
         "eval": EVAL,
         "lmdb": LMDB,
         "figures": FIGURES,
+        "people": PEOPLE,
         "tensorboard": TENSORBOARD,
-        "test": [*DATA, *VIDEO, *BEAM, *EVAL, *LMDB, *FIGURES, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+        "test": [*DATA, *VIDEO, *BEAM, *EVAL, *LMDB, *FIGURES, *PEOPLE, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
     },
 )

@@ -1,4 +1,4 @@
-"""Reader of csv files: columns, missing cells, times."""
+"""Reader and writer of csv files: columns, missing cells, times."""
 
 import csv
 import io
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vlm_jax.errors import DataError
+from vlm_jax.files import write_atomically
 
 MISSING = frozenset(
     "|#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")
@@ -46,6 +47,14 @@ def read_rows(path: Path | str | Iterable[str], columns: Sequence[str], name: st
     if short:
         raise DataError(f"{name}: line {short} has fewer cells than the header")
     return rows
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a csv file, creating its folder; without a header line if `header` is empty."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows] if header else rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
 
 
 def cell_text(cell: str) -> str:

@@ -1,12 +1,18 @@
-"""Find the moments of videos that sentences describe.
+"""Find the moments of videos that sentences describe, or the actions of the people in them.
 
     python launch/predict.py --checkpoint RUN --video film.mp4 --query "a bird sings" [--query ...] [--figure FILE.png]
     python launch/predict.py --checkpoint RUN --filelist FILE [--output DIR] [--config.predict.split=validation ...]
+    python launch/predict.py --checkpoint RUN --video film.mp4 [--boxes FILE.csv] [--video_output FILE.mp4]
+    python launch/predict.py --checkpoint RUN --filelist FILE [--boxes FILE.csv] [--output DIR]
 
 The first form needs only the video. The run's config.json names the checkpoints that made its training features; they
 make the features of the video, too. The second form answers a list of prepared videos: names, one per line or a JSON
 list, or JSON or JSONL of {video, query, qid}. It needs no ground truth. It writes `predictions.jsonl`, one line per
 sentence with scored segments, best first, and the reference's own result file.
+
+Without sentences, and for a run that detects actions, the last two forms find people at every second of one film, or of
+a list of video files, and their actions. They write `predictions.jsonl`, one line per second, and `detections.csv`, the
+scores of all actions in AVA's form.
 """
 
 import argparse
@@ -37,20 +43,29 @@ def main() -> None:
     asked.add_argument("--filelist", type=Path, help="videos of the prepared data, or sentences about them")
     parser.add_argument("--query", action="append", help="a sentence about --video; may be repeated")
     parser.add_argument("--output", type=Path, help="folder for the answers (default with --filelist: predictions)")
-    parser.add_argument("--figure", type=Path, help="picture of the moments along --video to write")
+    parser.add_argument("--figure", type=Path, help="picture of the moments or people of --video to write")
     parser.add_argument("--top_k", type=int, default=5, help="number of segments per sentence (default: %(default)s)")
+    parser.add_argument("--boxes", type=Path, help="csv of people: video, second, x1, y1, x2, y2[, score] in [0, 1]")
+    parser.add_argument(
+        "--detector", default="opencv", help="opencv, or frame for the whole frame (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--threshold", type=float, default=0.3, help="smallest score of an action (default: %(default)s)"
+    )
+    parser.add_argument("--video_output", type=Path, help=".mp4 to write: --video with people and their actions")
     parser.add_argument("--average", action="store_true", help="use the running average of the parameters")
     parser.add_argument("--vectors", type=Path, help=".npz of launch/extract_text_features.py, by qid")
-    parser.add_argument("--video_checkpoint", default="", help="checkpoint of the video features, if it was moved")
+    parser.add_argument("--video_checkpoint", default="", help="checkpoint of video features or bank, if it was moved")
     parser.add_argument("--text_checkpoint", default="", help="checkpoint of the text features, if it was moved")
     parser.add_argument("--vocabulary", default="", help="word list of the text encoder, if its config names none")
     arguments, overrides = _cli.parse_overrides(parser)
     if arguments.top_k < 1:
         raise ConfigError(f"--top_k: expected at least 1, found {arguments.top_k}")
-    if bool(arguments.video) != bool(arguments.query):
+    if arguments.query and not arguments.video:
         raise ConfigError("--video and --query belong together: a video, and what to look for in it")
-    if arguments.figure and not arguments.video:
-        raise ConfigError("--figure: draws the moments of one --video")
+    for name in ("figure", "video_output"):
+        if getattr(arguments, name) and not arguments.video:
+            raise ConfigError(f"--{name}: draws one --video")
     requests, skipped = read_requests(arguments.filelist) if arguments.filelist else ([], [])
     _cli.compile_cache()
     predictor = inference.load(
@@ -61,12 +76,66 @@ def main() -> None:
         vocabulary=arguments.vocabulary,
         overrides=overrides,
     )
-    if not hasattr(predictor, "ground"):
-        raise ConfigError(f"{arguments.checkpoint}: {predictor.config.task} finds no moments")
-    if arguments.video:
+    check_use(predictor, arguments)
+    if hasattr(predictor, "detect"):
+        detect_people(predictor, arguments, requests, skipped)
+    elif arguments.video:
         answer_video(predictor, arguments)
     else:
         answer_list(predictor, arguments, requests, skipped)
+
+
+def check_use(predictor: Predictor, arguments: argparse.Namespace) -> None:
+    """Check that the system answers what the options ask.
+
+    Raises:
+      ConfigError: if it does not.
+    """
+    system = f"{arguments.checkpoint}: {predictor.config.task}"
+    if hasattr(predictor, "detect"):
+        if arguments.query:
+            raise ConfigError(f"{system} finds people and their actions, not moments; leave out --query")
+        return
+    if not hasattr(predictor, "ground"):
+        raise ConfigError(f"{system} finds no moments")
+    for name in ("boxes", "video_output"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name}: {system} finds no people")
+    if arguments.video and not arguments.query:
+        raise ConfigError("--video and --query belong together: a video, and what to look for in it")
+
+
+def detect_people(
+    predictor: Predictor, arguments: argparse.Namespace, requests: list[Request], skipped: Skipped
+) -> None:
+    """Print, write and draw the people of films and their actions."""
+    options = {"detector": arguments.detector, "threshold": arguments.threshold}
+    films = [{"video": str(arguments.video)}] if arguments.video else requests
+    found = predictor.predict(films, arguments.boxes, **options)
+    skipped += found.missing
+    if not found.lines:
+        name, reason, place = skipped[0]
+        raise ConfigError(f"{name}: {reason} ({place})")
+    if arguments.video:
+        for line in found.lines:
+            for person in line["people"]:
+                actions = ", ".join(f"{action['name']} {action['score']:.2f}" for action in person["actions"])
+                box = " ".join(f"{edge:.2f}" for edge in person["box"])
+                print(f"{line['second']:6d} s  {box}  {actions or 'no action reaches the threshold'}")
+    if arguments.output or not arguments.video:
+        output = arguments.output or Path("predictions")
+        write_lines(output, found.lines, found.files)
+        _cli.report_skipped(output / "skipped.csv", skipped)
+        print(f"{output}: {len(found.lines)} seconds of {len({line['video'] for line in found.lines})} films")
+    alone = (
+        sum(line["people"][0]["found_by"] == "frame" for line in found.lines) if arguments.detector != "frame" else 0
+    )
+    if alone:
+        print(f"{alone} of {len(found.lines)} seconds: {arguments.detector} found nobody, the whole frame was used")
+    if arguments.figure or arguments.video_output:
+        predictor.draw(arguments.video, found.lines, figure=arguments.figure, film=arguments.video_output)
+        for path in filter(None, (arguments.figure, arguments.video_output)):
+            print(f"{path}: people and their actions")
 
 
 def answer_video(predictor: Predictor, arguments: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ def test_overrides(root, monkeypatch):
         ("--config.batch_groups=3", "3 does not divide config.batch_size = 1024"),
         ("--config.data.streams=3", "config.data.streams: 3 does not divide"),
         ("--config.steps=5", "give either steps or epochs"),
-        ("--config.task=milne", "config.task: 'milne' is not one of ctrl, groundnlq, milnce"),
+        ("--config.task=milne", "config.task: 'milne' is not one of ctrl, groundnlq, lfb, milnce"),
     ],
 )
 def test_mistakes_are_named(root, monkeypatch, word, message):
@@ -110,6 +110,10 @@ def test_a_run_carries_its_word_list(tmp_path):
         ("optimizer.groups=[['(', 1.0, 0.0]]", r"config.optimizer.groups: expected a list of \[expression"),
         ("schedule.learning_rate=-1", "config.schedule.learning_rate: expected a finite rate of at least 0, found -1"),
         ("schedule.learning_rate=1e999", "config.schedule.learning_rate: expected a finite rate .*, found inf"),
+        (
+            "schedule.reference_batch_size=-8",
+            "config.schedule.reference_batch_size: expected a batch size, .*, found -8",
+        ),
         ("schedule.warmup_start=-1", "config.schedule.warmup_start: expected a number from 0 to 1, found -1.0"),
         ("matmul_precision=hi", "config.matmul_precision: expected one of default, high, .*, found 'hi'"),
         ("model.dtype=flot32", "config.model.dtype: expected one of float16, .*, found 'flot32'"),

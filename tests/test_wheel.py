@@ -17,7 +17,7 @@ SHAPES = {
     "mid_out_weights": (12, 64, 1, 1),
     "sim_mat_weights": (3, 12, 1, 1),
 }
-OPTIONAL = ("tensorflow", "tensorflow_datasets", "av", "sklearn", "lmdb", "tensorboard")
+OPTIONAL = ("tensorflow", "tensorflow_datasets", "av", "sklearn", "lmdb", "tensorboard", "PIL", "cv2")
 """Packages of extras; what needs one of them that is not here is not imported."""
 
 PIP = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", "--quiet"]

@@ -85,6 +85,9 @@ def base_config() -> ConfigDict:
             "schedule": {
                 "name": "constant",
                 "learning_rate": 1e-3,
+                # Batch size that the rates are given for: they are scaled by batch_size / reference_batch_size. With 0,
+                # they do not depend on the batch size.
+                "reference_batch_size": 0,
                 "warmup_steps": 0,
                 "warmup_epochs": 0,
                 "warmup_start": 0.0,

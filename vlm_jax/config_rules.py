@@ -66,6 +66,7 @@ RULES = (
     Rule("checkpoint.every_* evaluate.every_*", "at least 0", _number(0)),
     Rule("schedule.warmup_steps schedule.warmup_epochs schedule.decay_steps", "at least 0", _number(0)),
     Rule("schedule.learning_rate schedule.final_learning_rate", "a finite rate of at least 0", _number(0)),
+    Rule("schedule.reference_batch_size", "a batch size, or 0 to leave the rates as they are", _number(0)),
     Rule("schedule.warmup_start", "a number from 0 to 1", _number(0, 1)),
     Rule("schedule.decay_factor", "a finite number of at least 0", _number(0)),
     Rule("schedule.boundary_*", "a list of numbers of at least 0", _numbers),

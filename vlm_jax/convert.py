@@ -49,7 +49,7 @@ def convert(
         files = fetch_released(str(source))
         if files.system != system:
             raise ConversionError(f"{source}: a checkpoint of {files.system}, not of {system}")
-        file, options = files.source, {**files.beside, **options}
+        file, options = files.source, {**files.options, **options}
     arrays = read_arrays(system, Path(file), average=average)
     config = config_of(system, arrays)
     config.update_from_flattened_dict(options)
@@ -114,7 +114,7 @@ def checkpoint_path(reference: str | Path) -> Path:
     files = fetch_released(text)
     partial = folder / f"checkpoint.{secrets.token_hex(4)}.tmp"
     try:
-        convert(files.system, files.source, partial, files.beside)
+        convert(files.system, files.source, partial, files.options)
         partial.rename(folder / "checkpoint")
     finally:
         shutil.rmtree(partial, ignore_errors=True)

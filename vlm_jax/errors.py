@@ -17,6 +17,8 @@ EXTRAS = {
     "sklearn": "eval",
     "lmdb": "lmdb",
     "matplotlib": "figures",
+    "PIL": "figures",
+    "cv2": "people",
 }
 """Extra of vlm_jax that installs an optional package, by the package's name."""
 

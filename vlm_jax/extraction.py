@@ -1,4 +1,4 @@
-"""Features of videos and sentences, made in the same way as those that a model was trained on."""
+"""Features of videos, of sentences and of people, made in the same way as those that a model was trained on."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -16,23 +16,24 @@ class Extractor:
     """Feature extractor that loads the encoders of a run's features when they are first needed.
 
     Args:
-      data: `config.data` of the run; its `video_features` and `text_features` say what made the features.
+      config: Config of the run; `config.data.video_features` and `config.data.text_features` say what made the features
+        of clips and sentences, `config.bank.source` those of people.
       load: Function from a checkpoint to its predictor (`inference.load`).
-      video_checkpoint: Path of the video encoder's checkpoint, if it was moved.
+      video_checkpoint: Path of the checkpoint behind the features of videos or people, if it was moved.
       text_checkpoint: Path of the text encoder's checkpoint, if it was moved.
       vocabulary: Path of the text encoder's word list, if its config names none.
     """
 
     def __init__(
         self,
-        data: ConfigDict,
+        config: ConfigDict,
         load: Callable[..., Any],
         *,
         video_checkpoint: str = "",
         text_checkpoint: str = "",
         vocabulary: str = "",
     ) -> None:
-        self._data = data
+        self._config = config
         self._moved = {"video": str(video_checkpoint), "text": str(text_checkpoint)}
         self._vocabulary = str(vocabulary)
         self._load = functools.cache(load)
@@ -55,7 +56,7 @@ class Extractor:
     @property
     def makes_text(self) -> bool:
         """Return true if the features of sentences can be made here."""
-        return bool(self._data.text_features)
+        return bool(self._config.data.text_features)
 
     def video(self, path: str | Path) -> np.ndarray:
         """Return the features of a whole video, `[N, C]`, one row per window.
@@ -77,8 +78,31 @@ class Extractor:
         settings = self.text_settings
         return self._encoder("text", settings).text_features(sentences, settings.layer)
 
+    def bank_encoder(self) -> Any:
+        """Return the predictor of the detector that made the feature bank of training; it has `score_people`.
+
+        Raises:
+          FeatureError: If the config names no checkpoint, or the weights are others.
+        """
+        source = self._config.bank.source
+        place = self._moved["video"] or source.get("checkpoint", "")
+        if not place:
+            raise FeatureError(
+                "config.bank.source: names no checkpoint; the features of people need the detector that made the bank "
+                "(--video_checkpoint)"
+            )
+        if "bank" not in self._encoders:
+            encoder = self._load(place)
+            if not hasattr(encoder, "score_people"):
+                raise FeatureError(f"{place}: a checkpoint of {encoder.config.task} makes no features of people")
+            # Banks that were converted from a reference's files do not know what made them.
+            if source.get("fingerprint", ""):
+                _check_weights(encoder, place, "bank", source.fingerprint)
+            self._encoders["bank"] = encoder
+        return self._encoders["bank"]
+
     def _stated(self, kind: str) -> dict[str, Any]:
-        stated = self._data[f"{kind}_features"].to_dict()
+        stated = self._config.data[f"{kind}_features"].to_dict()
         if not stated:
             raise FeatureError(
                 f"config.data.{kind}_features: empty; the model was trained on features that its reference published, "
@@ -97,9 +121,14 @@ class Extractor:
         encoder = self._load(place, **options)
         if not hasattr(encoder, {"video": "extract", "text": "text_features"}[kind]):
             raise FeatureError(f"{place}: a checkpoint of {encoder.config.task} makes no features of {kind}")
-        if encoder.fingerprint() != settings.fingerprint:
-            raise FeatureError(
-                f"{place}: other weights than those that made the {kind} features of training (fingerprint "
-                f"{encoder.fingerprint()[:16]}, expected {settings.fingerprint[:16]})"
-            )
+        _check_weights(encoder, place, f"{kind} features", settings.fingerprint)
         return encoder
+
+
+def _check_weights(encoder: Any, place: str, made: str, expected: str) -> None:
+    found = encoder.fingerprint()
+    if found != expected:
+        raise FeatureError(
+            f"{place}: other weights than those that made the {made} of training (fingerprint {found[:16]}, expected "
+            f"{expected[:16]})"
+        )

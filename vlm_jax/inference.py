@@ -3,6 +3,8 @@
 model = inference.load("runs/milnce")               # embeds: encode_video, encode_text, extract
 model = inference.load("runs/groundnlq")            # finds moments
 model.ground("film.mp4", ["a bird sings"])          # [[Moment(start, end, score), ...]]
+model = inference.load("runs/lfb")                  # detects actions of people
+model.detect("film.mp4")                            # [Detection(second, box, actions, ...), ...]
 """
 
 from collections.abc import Sequence
@@ -33,8 +35,8 @@ def load(
         checkpoint, or `released:NAME`.
       vocabulary: Word list to use if the config, or that of the text encoder, names none.
       average: If true, use the running average of the parameters.
-      video_checkpoint: Checkpoint of the encoder behind the video features, if it was moved; for systems that work on
-        features.
+      video_checkpoint: Checkpoint of the encoder behind the features of videos, or of the detector behind a feature
+        bank, if it was moved.
       text_checkpoint: Checkpoint of the encoder behind the sentence features, if it was moved.
       overrides: Changes to the run's config, such as '--config.predict.split=test'.
 
@@ -50,9 +52,9 @@ def load(
     if not configs.has_module(config.task, "predict"):
         raise ConfigError(f"{folder}: {config.task} has no predictor")
     extractor = None
-    if "video_features" in config.data:
+    if "video_features" in config.data or "bank" in config:
         extractor = Extractor(
-            config.data,
+            config,
             load,
             video_checkpoint=str(video_checkpoint),
             text_checkpoint=str(text_checkpoint),

@@ -23,12 +23,12 @@ class ReleasedFiles(NamedTuple):
     Attributes:
       system: Name of its system.
       source: File of the reference.
-      beside: Paths of further files by config key.
+      options: Values of config keys: paths of further files, and what the file does not tell.
     """
 
     system: str
     source: Path
-    beside: Mapping[str, str]
+    options: Mapping[str, Any]
 
 
 def convertible() -> list[str]:
@@ -91,7 +91,8 @@ def fetch_released(reference: str) -> ReleasedFiles:
     def fetch(url: str) -> Path:
         return released.fetch(url, folder, entry.origin, sha256=entry.sha256.get(url, ""))
 
-    return ReleasedFiles(system, fetch(entry.url), {key: str(fetch(url)) for key, url in entry.beside.items()})
+    beside = {key: str(fetch(url)) for key, url in entry.beside.items()}
+    return ReleasedFiles(system, fetch(entry.url), {**entry.options, **beside})
 
 
 def released_data() -> dict[str, tuple[str, ReleasedData]]:

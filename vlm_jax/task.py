@@ -35,6 +35,9 @@ class Evaluator:
       data: Function that opens a finite pipeline of padded batches with `mask` `[B]` and `index` `[B]`. Every process
         gets the same number of batches. `epoch_examples` is the number of items, and each item comes once.
       predict_fn: Function from variables and a batch to outputs with the batch axis first; jitted by the loop.
+      counts: Name of the output, int `[B]`, that says how many rows of each item are real, for items with varying
+        numbers of boxes; the other outputs are then `[B, N, ...]` with padding at the end. Whatever follows gets them
+        packed: `[M, ...]`, the real rows of item 0, then of item 1 and so on, beside the counts of all items.
       sink: Function from the results folder to a writer of outputs that are larger than memory. `Sink.finish` then
         returns the outputs of all items. Without a sink, or without a folder, outputs are collected in memory: on
         process 0, or on every process if there is a `score_fn`.
@@ -42,16 +45,18 @@ class Evaluator:
         blocks (`train.scoring`). Every process calls it, since all devices of the mesh take part. It returns host
         arrays, and only those of process 0 are used.
       summarize: Function from the outputs of all items and of `score_fn` to metrics; numpy, on process 0.
-      write: Function that writes predictions into the results folder, on process 0.
+      write: Function that writes predictions into the results folder, on process 0; it also gets the origin of the
+        results (checkpoint, step, weights).
       protocol: Facts that a reader needs to judge the metrics; written beside them.
     """
 
     data: Callable[[DataShard], Pipeline]
     predict_fn: Callable[[Variables, Batch], Outputs]
+    counts: str = ""
     sink: Callable[[Path], Sink] | None = None
     score_fn: Callable[[Variables, Outputs, jax.sharding.Mesh], Outputs] | None = None
     summarize: Callable[[Outputs], dict[str, float]] | None = None
-    write: Callable[[Outputs, Path], None] | None = None
+    write: Callable[[Outputs, Path, Mapping[str, Any]], None] | None = None
     protocol: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

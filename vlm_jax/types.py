@@ -80,11 +80,15 @@ class Sink(Protocol):
         Args:
           number: Number of the batch, from 0.
           index: Indices of the items, `[n]`.
-          outputs: Outputs of the items, `[n, ...]` each.
+          outputs: Outputs of the items, `[n, ...]` each, or packed rows beside their counts (`train.sinks.pack`).
         """
 
-    def finish(self, total: int) -> Outputs:
+    def finish(self, total: int, counts: str = "") -> Outputs:
         """Merge the parts of all processes and return the outputs of items 0 to `total` - 1 in order, memory-mapped.
 
         All processes call it after their last batch.
+
+        Args:
+          total: Number of items.
+          counts: Name of the output that holds the number of rows of each item, if outputs are packed.
         """

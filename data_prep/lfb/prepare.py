@@ -26,6 +26,7 @@ import numpy as np
 
 from data_prep import shards
 from data_prep.commands import Commands, check_folders, run_command
+from data_prep.lfb import bank
 from data_prep.lfb.check import check
 from data_prep.lfb.frames import ENDINGS, Storage, count_frames, film_length, film_records, find_video, folder_records
 from vlm_jax.data.record_examples import Split, read_features
@@ -265,6 +266,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _add_commands(commands: Commands) -> None:
+    bank.add_command(commands)
     parser = commands.add_parser("keyframes", help="records of the frames around every keyframe")
     shards.add_arguments(parser, num_shards=64)
     parser.add_argument("--split", required=True, choices=(TRAINING, "val", "test"), help="name of the split")

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from data_prep.synthetic.world import COLOURS, Pose, Scene
+from data_prep.synthetic.world import PAINTS, Pose, Scene
 
 
 def frames(scenes: Sequence[Scene], fps: int, size: int) -> Iterator[np.ndarray]:
@@ -17,7 +17,7 @@ def frames(scenes: Sequence[Scene], fps: int, size: int) -> Iterator[np.ndarray]
         while number < count and number / fps < scene.end:
             picture = behind.copy()
             for character, pose in scene.poses_at(number / fps).items():
-                _draw(picture, character.form, COLOURS[character.colour], pose)
+                _draw(picture, character.form, PAINTS[character.colour], pose)
             yield np.clip(picture, 0, 255).astype(np.uint8)
             number += 1
 

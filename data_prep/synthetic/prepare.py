@@ -1,5 +1,7 @@
 """Generate the synthetic world: python -m data_prep.synthetic --output DIR --train 200 --test 40 [--seconds 60]
 
+With `--long_memory --val 40`, generate films in which some actions depend on what was seen long before.
+
 The videos show coloured shapes that move, turn, grow, appear and meet, encoded as H.264. The same simulation gives
 exact annotations for every system of this library:
 
@@ -14,27 +16,35 @@ exact annotations for every system of this library:
     actions.csv           action_id, name
 
 Train and test share colours, forms and actions, but no composition of the three. The same seed gives the same world.
+
+Long-memory films have, in AVA's form, without headers:
+
+    SPLIT/boxes.csv       video, second, x1, y1, x2, y2, action, character; SPLIT is train, val or test
+    SPLIT/proposals.pkl   the boxes alone, as proposals of a detector that finds everyone
+    actions.pbtxt         names of the actions
 """
 
 import argparse
 import collections
-import csv
-import io
+import functools
 import json
 import multiprocessing
-from collections.abc import Iterable, Mapping, Sequence
+import pickle
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from data_prep.synthetic import drawing, language
-from data_prep.synthetic.world import ACTIONS, SPLITS, Character, Scene, events_of, make_video
+from data_prep.synthetic import drawing, language, memory
+from data_prep.synthetic.world import ACTIONS, SPLITS, Character, Scene, events_of, make_video, visible
+from data_prep.tables import write_rows
 from vlm_jax import annotations
 from vlm_jax.annotations import Query
 from vlm_jax.errors import DataError
 from vlm_jax.files import write_atomically, write_json
 from vlm_jax.progress import Progress
+from vlm_jax.systems.lfb.actions import write_label_map
 from vlm_jax.video.write import write_video
 
 LABELS = (*ACTIONS, "rest", "come back", "meet a friend", "leave a friend")
@@ -75,28 +85,14 @@ def annotation(qid: str, video: str, duration: float, start: float, end: float, 
 def boxes(scenes: Sequence[Scene]) -> Iterable[tuple[object, ...]]:
     """Yield one row per whole second, visible character and label: second, x1, y1, x2, y2, action, character."""
     people: dict[Character, int] = {}
-    for second in range(1, int(scenes[-1].end)):
-        scene = next(scene for scene in scenes if scene.start <= second < scene.end)
-        event = scene.event_at(second)
-        for character, pose in scene.poses_at(second).items():
-            if pose.opacity < 0.1:
-                continue
-            acting = event if event and event.actor == character else None
-            labels = [acting.action if acting else "rest"]
-            labels += ["come back"] * (character in scene.returning)
-            if acting and acting.friends:
-                labels.append(f"{acting.action} a friend")
-            edges = [round(edge, 4) for edge in drawing.box(character.form, pose)]
-            number = people.setdefault(character, len(people))
-            yield from ((second, *edges, LABELS.index(label) + 1, number) for label in labels)
-
-
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a csv file, creating its folder."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue().encode())
+    for second, scene, character, pose, acting in visible(scenes):
+        labels = [acting.action if acting else "rest"]
+        labels += ["come back"] * (character in scene.returning)
+        if acting and acting.friends:
+            labels.append(f"{acting.action} a friend")
+        edges = [round(edge, 4) for edge in drawing.box(character.form, pose)]
+        number = people.setdefault(character, len(people))
+        yield from ((second, *edges, LABELS.index(label) + 1, number) for label in labels)
 
 
 def make_world(arguments: argparse.Namespace) -> None:
@@ -105,19 +101,39 @@ def make_world(arguments: argparse.Namespace) -> None:
     _check_begun(arguments.output / "world.json", settings)
     write_rows(arguments.output / "actions.csv", ("action_id", "name"), enumerate(LABELS, start=1))
     for split in SPLITS:
-        count = getattr(arguments, split)
-        (arguments.output / split / "videos").mkdir(parents=True, exist_ok=True)
-        with (
-            ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool,
-            Progress(f"{split} videos", count) as progress,
-        ):
-            options = settings | {"split": split, "output": str(arguments.output)}
-            made = []
-            for rows in pool.map(_make, [(number, options) for number in range(count)]):
-                made.append(rows)
-                progress.advance()
+        made = _make_split(make, arguments, split, settings)
         _write_tables(arguments.output / split, made)
-        print(f"{arguments.output / split}: {count} videos, {sum(len(rows['events']) for rows in made)} events")
+        print(f"{arguments.output / split}: {len(made)} videos, {sum(len(rows['events']) for rows in made)} events")
+
+
+def make_long_memory(arguments: argparse.Namespace) -> None:
+    """Make the three splits of long-memory films. Films that exist already are kept."""
+    settings = {name: getattr(arguments, name) for name in ("seed", "seconds", "fps", "size")}
+    _check_begun(arguments.output / "world.json", settings | {"long_memory": True})
+    write_label_map(arguments.output / "actions.pbtxt", dict(enumerate(memory.LABELS, start=1)))
+    for split in memory.SPLITS:
+        made = _make_split(memory.make, arguments, split, settings)
+        rows = [row for film in made for row in film]
+        folder = arguments.output / split
+        write_rows(folder / "boxes.csv", (), rows)
+        write_atomically(folder / "proposals.pkl", pickle.dumps(memory.proposals(rows)))
+        print(f"{folder}: {len(made)} films, {len({row[:6] for row in rows})} boxes")
+
+
+def _make_split(make: Callable, arguments: argparse.Namespace, split: str, settings: Mapping[str, object]) -> list:
+    """Return what `make` returns for every video of a split."""
+    count = getattr(arguments, split)
+    (arguments.output / split / "videos").mkdir(parents=True, exist_ok=True)
+    make = functools.partial(make, split=split, output=str(arguments.output), **settings)
+    made = []
+    with (
+        ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool,
+        Progress(f"{split} videos", count) as progress,
+    ):
+        for rows in pool.map(make, range(count)):
+            made.append(rows)
+            progress.advance()
+    return made
 
 
 def _write_tables(folder: Path, made: Sequence[Mapping[str, Sequence]]) -> None:
@@ -142,10 +158,6 @@ def _write_tables(folder: Path, made: Sequence[Mapping[str, Sequence]]) -> None:
     write_rows(folder / "questions.csv", (*moment[:3], "question", "answer", *options), tables["questions"])
 
 
-def _make(task: tuple[int, Mapping]) -> dict:
-    return make(task[0], **task[1])
-
-
 def _times(timed: object) -> tuple[float, float]:
     return round(timed.start, 2), round(timed.end, 2)
 
@@ -166,6 +178,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder to write the world to")
     parser.add_argument("--train", type=int, default=200, help="training videos (default: %(default)s)")
     parser.add_argument("--test", type=int, default=40, help="test videos (default: %(default)s)")
+    parser.add_argument("--long_memory", action="store_true", help="make long-memory films instead")
+    parser.add_argument("--val", type=int, default=40, help="validation videos of --long_memory (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60, help="least length of a video (default: %(default)s)")
     parser.add_argument("--fps", type=int, default=10)
     parser.add_argument("--size", type=int, default=64, help="height and width, even (default: %(default)s)")
@@ -175,8 +189,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     for name, least in {
         "train": 1,
+        "val": 1,
         "test": 1,
-        "seconds": 1,
+        "seconds": 2 * memory.CUE_SECONDS if arguments.long_memory else 1,
         "fps": 5,
         "size": 32,
         "workers": 1,
@@ -186,4 +201,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise DataError(f"--{name}: expected at least {least}, found {getattr(arguments, name)}")
     if arguments.size % 2:
         raise DataError(f"--size: expected an even number, found {arguments.size}")
-    make_world(arguments)
+    make_long_memory(arguments) if arguments.long_memory else make_world(arguments)

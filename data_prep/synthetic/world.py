@@ -17,6 +17,12 @@ COLOURS = {
     "blue": (60, 90, 235),
     "yellow": (240, 215, 50),
 }
+WHITE = "white"
+"""Colour of cues (`memory.py`), which no character of the world has."""
+
+PAINTS = {**COLOURS, WHITE: (250, 250, 250)}
+"""Colours in which shapes are drawn, RGB."""
+
 FORMS = ("triangle", "star", "cross")
 ACTIONS = ("right", "left", "up", "down", "clockwise", "counterclockwise", "grow", "shrink", "appear", "vanish")
 ACTIONS += ("meet", "leave")
@@ -152,6 +158,16 @@ def make_video(rng: np.random.Generator, split: str, seconds: float) -> list[Sce
 def events_of(scenes: Sequence[Scene]) -> list[Event]:
     """Return all events of a video in time order."""
     return [event for scene in scenes for event in scene.events]
+
+
+def visible(scenes: Sequence[Scene]) -> Iterator[tuple[int, Scene, Character, Pose, Event | None]]:
+    """Yield the second, scene, character, pose and current event of every visible character at every whole second."""
+    for second in range(1, int(scenes[-1].end)):
+        scene = next(scene for scene in scenes if scene.start <= second < scene.end)
+        event = scene.event_at(second)
+        for character, pose in scene.poses_at(second).items():
+            if pose.opacity >= 0.1:
+                yield second, scene, character, pose, event if event and event.actor == character else None
 
 
 def _places(rng: np.random.Generator, actors: Sequence[Character], split: str) -> dict[Character, Pose]:

@@ -146,6 +146,9 @@ ABSURD = [
     *[{"protocol": {key: value}} for key in ("text_dim", "feature_stride") for value in (-1, "x", {}, True)],
     *[{"protocol": {"fps": value}} for value in (float("nan"), float("inf"), 10**400)],
     *[{"protocol": {"classes": value}} for value in ("ab", [1])],
+    *[{"protocol": {key: value}} for key in ("num_classes", "interval", "jitter") for value in (-1, 2.5, "81", None)],
+    *[{"protocol": {"actions": value}} for value in (["walk"], {"walk": 12}, {"12": 12}, {"-1": "walk"})],
+    *[{"protocol": {"num_classes": 0}}, {"protocol": {"start_second": True}}, {"protocol": {"labels": 21}}],
     {"protocol": {"video_features": []}},
 ]
 

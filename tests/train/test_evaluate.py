@@ -175,6 +175,79 @@ def test_an_item_that_comes_twice_beside_all_others():
         evaluate.run(make_evaluator(data=lambda shard: Twice(shard, items=ITEMS)), variables(), mesh_of(1), 8)
 
 
+class Boxes(toy.Batches):
+    """Item i has i % 4 boxes; the padding differs from batch to batch."""
+
+    def __iter__(self):
+        for batch in super().__iter__():
+            number = self.position() // self.shard.batch_size
+            boxes = batch["index"][:, None] + 100 * np.arange(3 + number % 2)
+            yield batch | {"counts": batch["index"].astype(np.int32) % 4, "boxes": boxes.astype(np.float32)}
+
+
+def predict_boxes(variables, batch):
+    scores = batch["boxes"][..., None] + 0.5 * jnp.arange(3)
+    return {"scores": scores, "half": scores[..., 0].astype(jnp.bfloat16), "counts": batch["counts"]}
+
+
+def make_box_evaluator(sink=ArraySink, data=lambda shard: Boxes(shard, items=ITEMS), **changes):
+    """The evaluator of batches with boxes, whose outputs are packed."""
+    made = {"data": data, "predict_fn": predict_boxes, "counts": "counts", "score_fn": None, "summarize": None}
+    return make_evaluator(sink, **{**made, **changes})
+
+
+def expected_scores():
+    boxes = np.concatenate([item + 100 * np.arange(item % 4) for item in range(ITEMS)])
+    return (boxes[:, None] + 0.5 * np.arange(3)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [2, 8, 64])
+def test_rows_of_boxes_are_packed_whatever_their_padding(tmp_path, size):
+    collected = evaluate.run(make_box_evaluator(), variables(), mesh_of(2), size).outputs
+    streamed = evaluate.run(make_box_evaluator(), variables(), mesh_of(2), size, tmp_path).outputs
+    assert isinstance(streamed["scores"], np.memmap)
+    for outputs in (collected, streamed):
+        np.testing.assert_array_equal(outputs["counts"], np.arange(ITEMS) % 4)
+        np.testing.assert_array_equal(outputs["scores"], expected_scores())
+        np.testing.assert_array_equal(outputs["half"].astype(np.float32), expected_scores()[:, 0])
+    assert streamed["half"].dtype == np.float32
+
+
+def test_parts_hold_only_real_rows_and_a_killed_evaluation_resumes(tmp_path):
+    with pytest.raises(Killed):
+        evaluate.run(make_box_evaluator(Dying), variables(), mesh_of(1), 8, tmp_path)
+    with np.load(tmp_path / "bank.parts" / "0000001-0000.npz") as part:
+        assert part["counts"].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+        assert part["scores"].shape == (12, 3)
+    evaluate.run(make_box_evaluator(), variables(), mesh_of(1), 8, tmp_path)
+    evaluate.run(make_box_evaluator(), variables(), mesh_of(1), 8, tmp_path / "whole")
+    for name in ("scores.npy", "counts.npy", "half.npy"):
+        assert (tmp_path / "bank" / name).read_bytes() == (tmp_path / "whole" / "bank" / name).read_bytes()
+
+
+def test_no_row_at_all(tmp_path):
+    class Empty(Boxes):
+        def __iter__(self):
+            for batch in super().__iter__():
+                yield batch | {"counts": 0 * batch["counts"]}
+
+    evaluator = make_box_evaluator(data=lambda shard: Empty(shard, items=ITEMS))
+    for folder in (None, tmp_path):
+        found = evaluate.run(evaluator, variables(), mesh_of(1), 8, folder).outputs
+        assert found["scores"].shape == (0, 3)
+        assert found["counts"].tolist() == [0] * ITEMS
+
+
+def test_a_count_beyond_the_padded_rows_is_an_error():
+    class Wrong(Boxes):
+        def __iter__(self):
+            for batch in super().__iter__():
+                yield batch | {"counts": 9 + batch["counts"]}
+
+    with pytest.raises(DataError, match=r"^evaluation: counts is 12, but half has 4 rows for an item$"):
+        evaluate.run(make_box_evaluator(data=lambda shard: Wrong(shard, items=ITEMS)), variables(), mesh_of(1), 8)
+
+
 def test_predictions_without_a_mesh_and_one_compilation_for_all_calls(caplog):
     def counted(variables, batch):
         return {"out": batch["x"] @ variables["params"]["kernel"]}
@@ -230,7 +303,7 @@ def test_blocks_of_scores_are_those_of_the_whole_matrix_and_compile_once(devices
 class Unfinished(ArraySink):
     """Has every part on disk, and dies before they are merged."""
 
-    def finish(self, total):
+    def finish(self, total, counts=""):
         multihost_utils.sync_global_devices("written")
         raise Killed
 
@@ -260,6 +333,12 @@ def main(folder):
 
     streamed = evaluate.run(make_evaluator(Watched), variables(), mesh, 8, folder)
     evaluate.write_results(folder, "held", streamed, dataclasses.replace(make_evaluator(), write=None), {})
+    with pytest.raises(Killed):
+        evaluate.run(make_box_evaluator(Dying), variables(), mesh, 8, folder / "boxes")
+    boxes = evaluate.run(make_box_evaluator(), variables(), mesh, 8).outputs
+    evaluate.run(make_box_evaluator(), variables(), mesh, 8, folder / "boxes")
+    if process == 0:
+        np.testing.assert_array_equal(boxes["scores"], expected_scores())
     found = {
         "metrics": [collected.metrics, streamed.metrics],
         "outputs": [sorted(result.outputs) for result in (collected, plain, streamed)],
@@ -299,6 +378,10 @@ def test_two_processes_share_an_evaluation(tmp_path, root):
     np.testing.assert_allclose(collected["distances"], alone.outputs["distances"], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(np.load(tmp_path / "bank" / "out.npy", mmap_mode="r"), collected["out"])
     assert not (tmp_path / "bank.parts").exists()
+    evaluate.run(make_box_evaluator(), variables(), mesh_of(1), 8, tmp_path / "alone")
+    for name in ("scores.npy", "counts.npy"):
+        written = [(tmp_path / folder / "bank" / name).read_bytes() for folder in ("boxes", "alone")]
+        assert written[0] == written[1]
     assert json.loads((tmp_path / "held.json").read_text())["metrics"] == first["metrics"][1]
 
 

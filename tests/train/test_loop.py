@@ -46,6 +46,11 @@ def test_a_sixth_system_learns_and_logs(tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["batch_size"] == 8
 
 
+def test_the_rate_follows_the_batch_size_if_asked(tmp_path):
+    run(tmp_path, steps=1, schedule__learning_rate=0.1, schedule__reference_batch_size=32)
+    assert lines(tmp_path)[0]["learning_rate"] == pytest.approx(0.1 * 8 / 32)
+
+
 def test_resuming_equals_never_having_stopped(tmp_path):
     whole = run(tmp_path / "whole", optimizer__ema_decay=0.9)
     run(tmp_path / "parts", optimizer__ema_decay=0.9, steps=3)

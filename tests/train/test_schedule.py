@@ -9,11 +9,11 @@ from vlm_jax.config import base_config
 from vlm_jax.train.schedule import make_schedule
 
 
-def rates(steps, total=100, per_epoch=10, **options):
+def rates(steps, total=100, per_epoch=10, batch_size=None, **options):
     config = base_config().schedule
     config.learning_rate = 2.0
     config.update(options)
-    schedule = make_schedule(config, total, per_epoch)
+    schedule = make_schedule(config, total, per_epoch, batch_size)
     return [float(schedule(step)) for step in steps]
 
 
@@ -50,3 +50,20 @@ def test_warmup_factor_by_interpolation(step):
     factor = 0.1 * (1 - step / 2000) + step / 2000
     ours = rates([step], name="multistep", warmup_steps=2000, warmup_start=0.1, boundary_steps=(5000,))
     np.testing.assert_allclose(ours, [2 * factor], rtol=1e-5)
+
+
+def test_warmup_of_mmaction2_before_version_1_reaches_the_full_rate_one_update_later():
+    ours = rates([0, 7, 49, 50], name="multistep", warmup_epochs=5, warmup_start=0.1)
+    np.testing.assert_allclose(ours, 2 * (0.1 + 0.9 * np.array([0, 7, 49, 50]) / 50), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "multistep"])
+def test_all_rates_are_scaled_with_the_batch(name):
+    options = {"name": name, "warmup_steps": 10, "final_learning_rate": 0.5, "boundary_steps": (50,)}
+    steps = [0, 3, 10, 40, 70, 100]
+    plain = rates(steps, **options)
+    for batch, factor in ((96, 1.0), (8, 1 / 12), (192, 2.0)):
+        np.testing.assert_allclose(
+            rates(steps, batch_size=batch, reference_batch_size=96, **options), factor * np.array(plain), rtol=1e-6
+        )
+    assert rates(steps, batch_size=8, **options) == plain, "off by default"

@@ -85,16 +85,27 @@ def _is_number(value: Any) -> bool:
 
 _STATED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(
-        ("feature_dim", "text_dim", "sentence_dim", "windows", "num_frames", "size", "max_candidates", "smallest_side"),
+        (
+            *("feature_dim", "text_dim", "sentence_dim", "windows", "num_frames", "size", "max_candidates"),
+            *("smallest_side", "num_classes", "interval"),
+        ),
         ("a whole number above 0", lambda value: _is_count(value) and value > 0),
     ),
+    **dict.fromkeys(("jitter", "start_second", "short_side"), ("a whole number, at least 0", _is_count)),
     **dict.fromkeys(("fps", "min_time", "clip_seconds", "overlap"), ("a number, at least 0", _is_number)),
     "feature_stride": ("a number above 0", lambda value: _is_number(value) and value > 0),
     **dict.fromkeys(
-        ("kind", "dtype", "format", "video_source", "text_source"), ("text", lambda value: isinstance(value, str))
+        ("kind", "dtype", "format", "video_source", "text_source", "labels"),
+        ("text", lambda value: isinstance(value, str)),
     ),
     **dict.fromkeys(("video_features", "text_features"), ("an object", lambda value: isinstance(value, dict))),
     "lengths": ("a list of whole numbers", _are_counts),
+    "actions": (
+        "an object of names by number",
+        lambda value: (
+            isinstance(value, dict) and all(key.isdecimal() and isinstance(name, str) for key, name in value.items())
+        ),
+    ),
     "classes": (
         "a list of names",
         lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),

@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vlm_jax.files import replacing
 from vlm_jax.interop.rules import ConversionError
@@ -30,12 +30,14 @@ class Released:
       origin: Repository that publishes it.
       beside: URLs of further files that are read with it, by config key.
       sha256: Known SHA-256 digests in hexadecimal, by URL.
+      options: Values of config keys that the file does not tell.
     """
 
     url: str
     origin: str
     beside: Mapping[str, str] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ReleasedData(NamedTuple):

@@ -85,16 +85,20 @@ class BatchNorm(nn.Module):
     """Batch normalisation as in torch, with statistics per group of consecutive examples (flax has none per group).
 
     In training, each of `groups` equal parts of the batch is normalised by its own mean and biased variance, as if one
-    process held it. The running statistics follow group 0 and store the unbiased variance. Statistics are at least
-    float32.
+    process held it. The running statistics store the unbiased variance. Statistics are at least float32.
 
     Attributes:
       groups: Number of groups in the batch.
+      running: Group that the running statistics follow: 'first' (as where process 0's are broadcast), or 'mean' of all
+        groups (as where those of all processes are averaged).
+      scale_init: Initialiser of the scale.
       momentum: Weight of a batch's statistics in the running ones (torch's convention, 1 minus flax's).
       epsilon: Number added to the variance.
     """
 
     groups: int = 1
+    running: str = "first"
+    scale_init: Initializer = nn.initializers.ones
     momentum: float = 0.1
     epsilon: float = 1e-5
 
@@ -102,7 +106,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalise `[B, ..., C]` and keep its shape and type; if `train` is true, by the batch's own statistics."""
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
+        scale = self.param("scale", self.scale_init, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
@@ -114,8 +118,9 @@ class BatchNorm(nn.Module):
         out, mean, var = batch_normalise(grouped, scale, bias, self.epsilon)
         if not self.is_initializing():
             count = grouped.shape[1]
-            unbiased = var[0] * (count / max(count - 1, 1))
-            running_mean.value += self.momentum * (lax.stop_gradient(mean[0]) - running_mean.value)
+            mean, var = (value[0] if self.running == "first" else value.mean(0) for value in (mean, var))
+            unbiased = var * (count / max(count - 1, 1))
+            running_mean.value += self.momentum * (lax.stop_gradient(mean) - running_mean.value)
             running_var.value += self.momentum * (lax.stop_gradient(unbiased) - running_var.value)
         return out.reshape(x.shape)
 

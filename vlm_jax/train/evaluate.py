@@ -16,7 +16,7 @@ from vlm_jax.files import finite, write_atomically
 from vlm_jax.progress import Progress
 from vlm_jax.task import Evaluator
 from vlm_jax.train.batches import predict_batches
-from vlm_jax.train.sinks import Rows
+from vlm_jax.train.sinks import merge, pack
 from vlm_jax.train.state import fingerprint
 from vlm_jax.types import DataShard, Outputs, Pipeline, Sink, Variables
 
@@ -27,7 +27,8 @@ class Evaluation:
 
     Attributes:
       metrics: Metrics by name, the same on every process.
-      outputs: Outputs of all items, rows by index, and those of `score_fn`; empty on every process but process 0.
+      outputs: Outputs of all items, rows by index or packed, and those of `score_fn`; empty on every process but
+        process 0.
     """
 
     metrics: dict[str, float]
@@ -122,7 +123,7 @@ def write_results(folder: Path, name: str, evaluation: Evaluation, evaluator: Ev
         return
     folder.mkdir(parents=True, exist_ok=True)
     if evaluator.write:
-        evaluator.write(evaluation.outputs, folder)
+        evaluator.write(evaluation.outputs, folder, origin)
     content = finite({"metrics": evaluation.metrics, "protocol": dict(evaluator.protocol), **origin})
     write_atomically(folder / f"{name}.json", (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
@@ -136,14 +137,14 @@ def _collect(
     check: Callable[[], None],
 ) -> Outputs:
     """Return the outputs of all items in memory: on every process if there is a `score_fn`, else on process 0."""
-    rows = Rows(data.epoch_examples())
+    batches, total = [], data.epoch_examples()
     keep = jax.process_index() == 0 or evaluator.score_fn is not None
     found = predict_batches(evaluator.predict_fn, variables, data, mesh=mesh, gather=True)
-    for index, outputs in _shown(found, 0, data.epoch_examples(), batch_size):
+    for index, outputs in _shown(found, 0, total, batch_size):
         if keep:
-            rows.put(index, outputs)
+            batches.append((index, pack(outputs, evaluator.counts)))
         check()
-    return rows.finish() if keep else {}
+    return merge(lambda: batches, total, evaluator.counts) if keep else {}
 
 
 def _stream(
@@ -174,9 +175,9 @@ def _stream(
     data.restore(done * batch_size)
     found = predict_batches(evaluator.predict_fn, variables, data, mesh=mesh)
     for number, (index, outputs) in enumerate(_shown(found, done, total, batch_size), start=done):
-        sink.write(number, index, outputs)
+        sink.write(number, index, pack(outputs, evaluator.counts))
         check()
-    return sink.finish(total)
+    return sink.finish(total, evaluator.counts)
 
 
 def _shown(

@@ -53,7 +53,7 @@ def prepare(task: Task, config: ConfigDict, mesh: Mesh, *, total_steps: int, ste
     Raises:
       ConfigError: if the optimiser or the schedule cannot be built.
     """
-    schedule = make_schedule(config.schedule, total_steps, steps_per_epoch)
+    schedule = make_schedule(config.schedule, total_steps, steps_per_epoch, config.batch_size)
     optimizer = make_optimizer(config.optimizer, schedule, task.abstract_variables()["params"])
     specs = next(iter(task.batch_specs.values()))
 

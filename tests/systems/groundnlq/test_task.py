@@ -208,7 +208,7 @@ def test_it_learns_and_writes_what_it_found(folder, tmp_path):
         assert (np.diff(times[:, 2]) <= 0).all()
     # The predictor gives the same answers, by video alone and by features of words.
     config.predict.split = "validation"
-    predictor = make_predictor(config, variables, Extractor(config.data, inference.load))
+    predictor = make_predictor(config, variables, Extractor(config, inference.load))
     asked = predictor.predict([{"video": lines[0]["video"]}, {"video": "nowhere"}], 5)
     assert [line["qid"] for line in asked.lines] == [line["qid"] for line in lines[:3]]
     for ours, line in zip(asked.lines, lines, strict=False):

@@ -2,7 +2,9 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +181,8 @@ def _moments(config: ConfigDict, name: str, model: Ctrl) -> Evaluator:
     def summarize(outputs: Outputs) -> dict[str, float]:
         return metrics.summarize(answers(outputs), ks, count_videos_without_windows=wanted.count_videos_without_windows)
 
-    def write(outputs: Outputs, folder: Path) -> None:
+    def write(outputs: Outputs, folder: Path, origin: Mapping[str, Any]) -> None:
+        del origin
         found = answers(outputs)
         if 0.5 in thresholds:
             (folder / f"{name}_predictions.json").write_text(metrics.predictions_text(found))

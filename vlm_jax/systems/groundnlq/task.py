@@ -2,9 +2,9 @@
 
 import functools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -243,7 +243,8 @@ def _moments(config: ConfigDict, name: str, model: GroundNLQ, options: Decoding,
             metrics |= moment_metrics(by_query(outputs), truths, tuple(wanted.thresholds), tuple(wanted.ks))
         return metrics
 
-    def write(outputs: Outputs, folder: Path) -> None:
+    def write(outputs: Outputs, folder: Path, origin: Mapping[str, Any]) -> None:
+        del origin
         found = by_query(outputs)
         lines = [
             answers.query_line(query, moments) | {"truth": query.spans.tolist()}

@@ -110,3 +110,15 @@ def columns(ids: Sequence[int], num_classes: int) -> dict[int, int]:
     if num_classes == len(ids) + 1:
         return {number: column for column, number in enumerate(ids, start=1)}
     return {number: number for number in ids}
+
+
+def ids_of_columns(ids: Sequence[int], num_classes: int) -> list[int]:
+    """Return the action id of each column of the classifier, the inverse of `columns`; 0 for column 0."""
+    chosen = {column: number for number, column in columns(ids, num_classes).items()}
+    return [chosen.get(column, column) for column in range(num_classes)]
+
+
+def action_names(named: Mapping[str, str], num_classes: int) -> dict[int, str]:
+    """Return the names of the actions by id; those that AVA evaluates, if a config (`config.data.actions`) has none."""
+    found = {int(number): name for number, name in named.items()}
+    return found or {number: AVA_ACTIONS[number] for number in EVALUATED if number < num_classes}

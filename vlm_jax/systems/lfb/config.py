@@ -1,16 +1,18 @@
-"""Config of long-term feature banks with the published sizes and recipe (open-mmlab/mmaction2, configs/detection/lfb)."""
+"""Config of long-term feature banks with the published sizes and recipe (open-mmlab/mmaction2, detection/lfb)."""
 
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vlm_jax.config import base_config
 from vlm_jax.data.protocol import find_protocol
+from vlm_jax.systems.lfb.bank import Bank
 
-DESCRIBED = ("data.actions", "data.num_classes", "data.bank_source", "model.bank_dim")
+DESCRIBED = ("data.actions", "data.num_classes", "bank.source", "bank.dtype", "model.bank_dim")
 """Keys that the training data and the bank decide; evaluation and prediction take them from the run."""
 
-MAY_CHANGE = ("detection", "bank.folders", "data.directory", "data.workers", "data.bank_source.checkpoint")
+MAY_CHANGE = ("detection", "bank.folders", "data.directory", "data.workers", "bank.source.checkpoint")
 """Keys that may differ when a run is resumed: evaluation, workers and paths of data."""
 
 
@@ -19,6 +21,9 @@ def describe(config: ConfigDict) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if keyframes := find_protocol(config.data.directory):
         found |= {"data.actions": keyframes["actions"], "data.num_classes": keyframes["num_classes"]}
+    if folders := [folder for folder in config.bank.folders if Path(folder).is_dir()]:
+        bank = Bank.open(folders)
+        found |= {"bank.source": dict(bank.source), "bank.dtype": bank.dtype.name, "model.bank_dim": bank.dim}
     return found
 
 
@@ -31,7 +36,7 @@ def default_config() -> ConfigDict:
     config.data.directory = "data/ava"
     config.data.split = "train"
     # Number of streams that supply consecutive parts of every batch, and of keyframes that are permuted together.
-    config.data.streams, config.data.block = 8, 0
+    config.data.streams, config.data.block = 8, 1 << 15
     # Number of examples decoded at the same time; 0 lets tf.data choose.
     config.data.workers = 0
     # Smallest score of a proposal in training. A keyframe's best proposal is always kept.
@@ -41,8 +46,6 @@ def default_config() -> ConfigDict:
     config.data.bank_buckets = (300, 600, 1200, 2400)
     # Names by action id, and number of columns of the classifier; the data state both.
     config.data.actions, config.data.num_classes = ConfigDict({}), 81
-    # Checkpoint, fingerprint and settings of the model that made the bank; the bank states them.
-    config.data.bank_source = ConfigDict({})
     config.clips = ConfigDict(
         {
             # Frames per clip, and from one to the next, at `fps` frames per second; the keyframe is frame T // 2 + 1.
@@ -68,8 +71,12 @@ def default_config() -> ConfigDict:
             # Seconds around the keyframe, and features per second.
             "window": 60,
             "per_second": 5,
+            # Type of features on disk and in batches, 'float16' or 'float32'.
+            "dtype": "float16",
             # If true, evaluation draws features at random, as the reference does; else it takes the first ones.
             "random_in_evaluation": False,
+            # Checkpoint, fingerprint and settings of the model that made the bank; the bank states them.
+            "source": {},
         }
     )
     config.model = ConfigDict(
@@ -86,7 +93,7 @@ def default_config() -> ConfigDict:
             "use_scale": True,
             "zero_init_out": False,
             "bank_dropout": 0.2,
-            # Features of boxes: cells per side, 'avg', 'max' or 'none' over frames, and the whole clip's map beside them.
+            # Features of boxes: cells per side; 'avg', 'max' or 'none' over frames; the whole clip's map beside them.
             "roi_size": 8,
             "roi_aligned": True,
             "roi_samples": 0,

@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -237,7 +238,8 @@ def _retrieval(config: ConfigDict, name: str, model: MilNce) -> Evaluator:
         blocks = {"row_block": size, "column_block": size}
         return {"similarity": score_matrix(dot_products, {}, outputs["text"], outputs["video"], mesh, **blocks)}
 
-    def write(outputs: Outputs, folder: Path) -> None:
+    def write(outputs: Outputs, folder: Path, origin: Mapping[str, Any]) -> None:
+        del origin
         from vlm_jax.systems.milnce import evaluation_data as data
 
         items = data.retrieval_items(wanted.directory, wanted.split)
