@@ -15,10 +15,8 @@ prepared data and writes nothing; `--check DIR --help` lists its options.
 
 import argparse
 import collections
-import csv
 import dataclasses
 import functools
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,17 +24,21 @@ import numpy as np
 
 from data_prep import shards
 from data_prep.commands import Commands, check_folders, run_command
-from data_prep.lfb import bank
+from data_prep.lfb import bank, people
 from data_prep.lfb.check import check
-from data_prep.lfb.frames import ENDINGS, Storage, count_frames, film_length, film_records, find_video, folder_records
+from data_prep.lfb.frames import Storage, count_frames, film_length, film_records, find_video, folder_records
+from data_prep.tables import write_rows
+from vlm_jax.data.protocol import PROTOCOL, find_protocol
 from vlm_jax.data.record_examples import Split, read_features
 from vlm_jax.errors import DataError
 from vlm_jax.files import write_atomically
 from vlm_jax.systems.lfb import annotations
 from vlm_jax.systems.lfb.actions import AVA_ACTIONS, EVALUATED, read_actions
-from vlm_jax.systems.lfb.annotations import AVA_SECONDS, Fault, Key, Keyframe, Sampling
+from vlm_jax.systems.lfb.annotations import AVA_SECONDS, Fault, Key, Keyframe, Row, Sampling
+from vlm_jax.systems.lfb.boxes import ENDINGS
 from vlm_jax.systems.lfb.data import FEATURES
 from vlm_jax.systems.lfb.keyframes import (
+    ANNOTATED_PROPOSALS,
     KIND,
     NAME,
     TRAINING,
@@ -48,6 +50,9 @@ from vlm_jax.systems.lfb.keyframes import (
 )
 from vlm_jax.video.decode import VideoError, versions
 
+ANNOTATED = "annotated"
+"""Value of `--proposals` for the boxes of the annotated people."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Annotated:
@@ -56,6 +61,7 @@ class Annotated:
     Attributes:
       actions: Names of the evaluated actions by id.
       num_classes: Number of columns of the labels.
+      rows: Rows that can be used, those of excluded keyframes among them.
       keyframes: People by keyframe, without excluded keyframes.
       proposals: Proposals by keyframe.
       excluded: Number of keyframes that were left out because they are excluded.
@@ -64,6 +70,7 @@ class Annotated:
 
     actions: Mapping[int, str]
     num_classes: int
+    rows: Sequence[Row]
     keyframes: Mapping[Key, Keyframe]
     proposals: Mapping[Key, np.ndarray]
     excluded: int
@@ -75,6 +82,8 @@ def keyframes(arguments: argparse.Namespace) -> None:
     sources = {name: getattr(arguments, name) for name in ("frames", "videos") if getattr(arguments, name)}
     check_folders(arguments, *sources)
     storage = make_storage(arguments)
+    if arguments.proposals == ANNOTATED and not arguments.annotations:
+        raise DataError(f"--proposals {ANNOTATED}: there are no --annotations")
     found = read_annotations(arguments)
     keys = choose_keys(arguments, storage, found)
     protocol = {
@@ -84,9 +93,11 @@ def keyframes(arguments: argparse.Namespace) -> None:
         "jitter": arguments.jitter,
         "num_classes": found.num_classes,
         "actions": {str(number): name for number, name in found.actions.items()},
+        ANNOTATED_PROPOSALS: arguments.proposals == ANNOTATED,
         "labels": arguments.labels.stem if arguments.labels else "ava_v2.1",
         "frames_from": "folders of JPEGs" if arguments.frames else versions(),
     }
+    check_kind_of_proposals(arguments)
     make_records = folder_records if arguments.frames else film_records
     make = functools.partial(make_records, **sources, storage=storage)
     job = shards.Job(arguments.output, NAME, arguments.split, FEATURES, protocol, keys, make, sources)
@@ -94,6 +105,21 @@ def keyframes(arguments: argparse.Namespace) -> None:
     shards.run(job, arguments)
     if arguments.finalize or arguments.shard_index is None:
         write_companions(arguments, storage, found, keys)
+
+
+def check_kind_of_proposals(arguments: argparse.Namespace) -> None:
+    """Check that the other splits of the folder have proposals of the same kind.
+
+    Raises:
+      DataError: if they have not.
+    """
+    told, known = arguments.proposals == ANNOTATED, find_protocol(arguments.output).get(ANNOTATED_PROPOSALS)
+    if known is not None and known != told:
+        kinds = ("found by a detector", f"those of the annotated people (--proposals {ANNOTATED})")
+        raise DataError(
+            f"--proposals: {arguments.output / PROTOCOL} has boxes {kinds[known]}, these are {kinds[told]}; "
+            "prepare all splits of a folder alike"
+        )
 
 
 def make_storage(arguments: argparse.Namespace) -> Storage:
@@ -142,13 +168,16 @@ def read_annotations(arguments: argparse.Namespace) -> Annotated:
     grouped = annotations.group_rows(rows, num_classes, chosen)
     excluded = annotations.read_excluded(arguments.excluded) if arguments.excluded else set()
     kept = {frame.key: frame for frame in grouped if arguments.keep_excluded or frame.key not in excluded}
-    proposals = annotations.read_proposals(arguments.proposals) if arguments.proposals else {}
+    if arguments.proposals == ANNOTATED:
+        proposals = {key: annotations.as_proposals(frame.boxes) for key, frame in kept.items()}
+    else:
+        proposals = annotations.read_proposals(arguments.proposals) if arguments.proposals else {}
     if arguments.annotations and not kept:
         reasons = collections.Counter(fault.reason for fault in faults if not fault.kept).most_common(1)
         why = f"{reasons[0][1]} rows: {reasons[0][0]}" if reasons else f"{len(excluded)} keyframes are excluded"
         raise DataError(f"{arguments.annotations}: no keyframe is left ({why})")
     names = {number: actions[number] for number in chosen} if chosen else actions
-    return Annotated(names, num_classes, kept, proposals, len(grouped) - len(kept), faults)
+    return Annotated(names, num_classes, rows, kept, proposals, len(grouped) - len(kept), faults)
 
 
 def choose_keys(arguments: argparse.Namespace, storage: Storage, found: Annotated) -> list[Key]:
@@ -204,6 +233,8 @@ def print_summary(arguments: argparse.Namespace, keys: Sequence[Key], found: Ann
         f"{arguments.output}, {arguments.split}: {videos} videos, {len(keys)} keyframes, {people} people, "
         f"{found.excluded} keyframes excluded, {found.num_classes - 1} actions, {len(found.actions)} of them evaluated"
     )
+    if arguments.proposals == ANNOTATED:
+        print("  boxes are those of the annotated people: an evaluation is told where people are")
     missing = sum(key not in found.proposals for key in keys) if found.proposals else 0
     if missing:
         print(f"  {missing} keyframes have no proposals and get the whole frame as their only one")
@@ -216,14 +247,6 @@ def print_summary(arguments: argparse.Namespace, keys: Sequence[Key], found: Ann
         print(f"  each with its line in {path}")
 
 
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a csv file, creating its folder."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue().encode())
-
-
 def write_companions(arguments: argparse.Namespace, storage: Storage, found: Annotated, keys: Sequence[Key]) -> None:
     """Write the table of a finished split, copies of its annotations, and the number of frames of every video."""
     folder, split = arguments.output, arguments.split
@@ -234,14 +257,15 @@ def write_companions(arguments: argparse.Namespace, storage: Storage, found: Ann
     training = split == TRAINING
     table = make_table(made, sizes, found.keyframes, found.proposals, found.num_classes, training)
     write_table(table_path(folder, split), table)
-    for source, path in (
-        (arguments.annotations, annotations_path(folder, split)),
-        (arguments.excluded, excluded_path(folder, split)),
-    ):
-        if source:
-            write_atomically(path, source.read_bytes())
-        else:
-            path.unlink(missing_ok=True)
+    # Without the rows that cannot be used, which evaluation would count as people to be found, or stop at.
+    if arguments.annotations:
+        annotations.write_rows(annotations_path(folder, split), found.rows)
+    else:
+        annotations_path(folder, split).unlink(missing_ok=True)
+    if arguments.excluded:
+        write_atomically(excluded_path(folder, split), arguments.excluded.read_bytes())
+    else:
+        excluded_path(folder, split).unlink(missing_ok=True)
     kept = collections.Counter(video for video, _ in made)
     rows = []
     for video, number in collections.Counter(video for video, _ in keys).items():
@@ -267,6 +291,7 @@ def _numbers(text: str) -> list[int]:
 
 def _add_commands(commands: Commands) -> None:
     bank.add_command(commands)
+    people.add_command(commands)
     parser = commands.add_parser("keyframes", help="records of the frames around every keyframe")
     shards.add_arguments(parser, num_shards=64)
     parser.add_argument("--split", required=True, choices=(TRAINING, "val", "test"), help="name of the split")
@@ -282,7 +307,11 @@ def _add_commands(commands: Commands) -> None:
         "--labels", type=Path, help="names of the evaluated actions, .pbtxt or .csv (default: the 60 of AVA)"
     )
     parser.add_argument("--actions", type=_numbers, default=[], help="train only these actions, such as 12,17,80")
-    parser.add_argument("--proposals", type=Path, help="pickle: boxes and scores by 'VIDEO,SECOND'")
+    parser.add_argument(
+        "--proposals",
+        help="boxes of people: csv (video, second, x1, y1, x2, y2[, score]) or pickle of arrays by 'VIDEO,SECOND'; "
+        f"the word '{ANNOTATED}' takes those of --annotations",
+    )
     parser.add_argument(
         "--seconds",
         choices=("annotated", "proposals", "all"),
