@@ -19,7 +19,7 @@ import csv
 import dataclasses
 import functools
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ from vlm_jax.errors import DataError
 from vlm_jax.files import write_atomically
 from vlm_jax.systems.lfb import annotations
 from vlm_jax.systems.lfb.actions import AVA_ACTIONS, EVALUATED, read_actions
-from vlm_jax.systems.lfb.annotations import AVA_SECONDS, Fault, Key, Keyframe, Sampling
+from vlm_jax.systems.lfb.annotations import AVA_SECONDS, Fault, Key, Keyframe, Row, Sampling
 from vlm_jax.systems.lfb.data import FEATURES
 from vlm_jax.systems.lfb.keyframes import (
     KIND,
@@ -58,7 +58,9 @@ class Annotated:
       num_classes: Number of columns of the labels.
       keyframes: People by keyframe, without excluded keyframes.
       proposals: Proposals by keyframe.
-      excluded: Number of keyframes that were left out because they are excluded.
+      excluded: Excluded keyframes.
+      num_excluded: Number of annotated keyframes that were left out.
+      rows: Rows of the annotation file that can be used.
       faults: Rows that cannot be used, or have a remark.
     """
 
@@ -66,7 +68,9 @@ class Annotated:
     num_classes: int
     keyframes: Mapping[Key, Keyframe]
     proposals: Mapping[Key, np.ndarray]
-    excluded: int
+    excluded: Collection[Key]
+    num_excluded: int
+    rows: Sequence[Row]
     faults: Sequence[Fault]
 
 
@@ -148,7 +152,7 @@ def read_annotations(arguments: argparse.Namespace) -> Annotated:
         why = f"{reasons[0][1]} rows: {reasons[0][0]}" if reasons else f"{len(excluded)} keyframes are excluded"
         raise DataError(f"{arguments.annotations}: no keyframe is left ({why})")
     names = {number: actions[number] for number in chosen} if chosen else actions
-    return Annotated(names, num_classes, kept, proposals, len(grouped) - len(kept), faults)
+    return Annotated(names, num_classes, kept, proposals, excluded, len(grouped) - len(kept), rows, faults)
 
 
 def choose_keys(arguments: argparse.Namespace, storage: Storage, found: Annotated) -> list[Key]:
@@ -202,7 +206,8 @@ def print_summary(arguments: argparse.Namespace, keys: Sequence[Key], found: Ann
     videos = len({video for video, _ in keys})
     print(
         f"{arguments.output}, {arguments.split}: {videos} videos, {len(keys)} keyframes, {people} people, "
-        f"{found.excluded} keyframes excluded, {found.num_classes - 1} actions, {len(found.actions)} of them evaluated"
+        f"{found.num_excluded} keyframes excluded, {found.num_classes - 1} actions, {len(found.actions)} of them "
+        "evaluated"
     )
     missing = sum(key not in found.proposals for key in keys) if found.proposals else 0
     if missing:
@@ -212,14 +217,14 @@ def print_summary(arguments: argparse.Namespace, keys: Sequence[Key], found: Ann
     if found.faults:
         path = arguments.output / f"{NAME}-{arguments.split}.faults.csv"
         cells = [(*fault[:3], "yes" if fault.kept else "no") for fault in found.faults]
-        write_rows(path, ("item", "reason", "detail", "kept"), cells)
+        write_rows(path, [("item", "reason", "detail", "kept"), *cells])
         print(f"  each with its line in {path}")
 
 
-def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
     """Write a csv file, creating its folder."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    csv.writer(text, lineterminator="\n").writerows(rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, text.getvalue().encode())
 
@@ -234,21 +239,20 @@ def write_companions(arguments: argparse.Namespace, storage: Storage, found: Ann
     training = split == TRAINING
     table = make_table(made, sizes, found.keyframes, found.proposals, found.num_classes, training)
     write_table(table_path(folder, split), table)
-    for source, path in (
-        (arguments.annotations, annotations_path(folder, split)),
-        (arguments.excluded, excluded_path(folder, split)),
-    ):
-        if source:
-            write_atomically(path, source.read_bytes())
-        else:
-            path.unlink(missing_ok=True)
+    # Evaluation reads the rows that can be used. Numbers are written so that they are read as the same ones.
+    truth = [(row.video, f"{row.second:04d}", *row.box, row.action, row.person) for row in found.rows]
+    excluded = [(video, f"{second:04d}") for video, second in sorted(found.excluded)]
+    for path, cells in ((annotations_path(folder, split), truth), (excluded_path(folder, split), excluded)):
+        path.unlink(missing_ok=True)
+        if cells:
+            write_rows(path, cells)
     kept = collections.Counter(video for video, _ in made)
-    rows = []
+    counts, videos = [], [("video", "frames", "keyframes", "records")]
     for video, number in collections.Counter(video for video, _ in keys).items():
         path = arguments.frames / video if arguments.frames else find_video(arguments.videos, video)
-        rows.append((video, film_frames(path, storage), number, kept[video]))
-    write_rows(folder / f"{NAME}-{split}.videos.csv", ("video", "frames", "keyframes", "records"), rows)
-    counts = [frames for _, frames, _, _ in rows]
+        counts.append(film_frames(path, storage))
+        videos.append((video, counts[-1], number, kept[video]))
+    write_rows(folder / f"{NAME}-{split}.videos.csv", videos)
     short = sum(frames < (storage.length or 1) for frames in counts)
     print(
         f"  {min(counts)} to {max(counts)} frames per video, {short} videos with fewer than {storage.length or 1}; "

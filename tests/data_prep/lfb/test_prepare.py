@@ -13,8 +13,9 @@ from data_prep.lfb.frames import Storage, film_records
 from vlm_jax.data.record_examples import Split, read_features
 from vlm_jax.data.records import Record, Skip
 from vlm_jax.errors import DataError
-from vlm_jax.systems.lfb.annotations import Sampling
+from vlm_jax.systems.lfb.annotations import Sampling, read_rows
 from vlm_jax.systems.lfb.data import FEATURES
+from vlm_jax.systems.lfb.detections import read_csv
 from vlm_jax.systems.lfb.keyframes import annotations_path, excluded_path, read_table
 from vlm_jax.video.write import write_video
 
@@ -70,7 +71,8 @@ def test_the_table_has_people_proposals_and_copies_of_the_annotations(made):
     assert [np.flatnonzero(row).tolist() for row in labels] == [[12, 17], [12, 18]]
     assert [len(table.proposed(0, threshold)) for threshold in (0.9, 0.85, 0.0)] == [1, 2, 3]
     np.testing.assert_array_equal(table.proposed(1, 0.9), [[0, 0, 1, 1, 1]])
-    assert annotations_path(made / "out", "train").read_bytes() == (made / "train.csv").read_bytes()
+    copied, _ = read_rows(annotations_path(made / "out", "train"), 81)
+    assert copied == read_rows(made / "train.csv", 81)[0]
     assert excluded_path(made / "out", "train").read_bytes() == b"b,0904\n"
     protocol = json.loads((made / "out" / "protocol.json").read_text())["protocol"]
     assert protocol["actions"]["12"] == "stand"
@@ -90,6 +92,10 @@ def test_counts_are_printed(tmp_path, capsys):
     assert "1 rows skipped: action that is not one of 1 to 80" in said
     assert "1 rows skipped: box outside of 0 to 1" in said
     assert "24 to 24 frames per video, 0 videos with fewer than 24" in said
+    # Evaluation reads the rows that can be used, and no others.
+    copied = annotations_path(tmp_path / "out", "train")
+    assert len(copied.read_text().splitlines()) == 16
+    assert len(read_csv(copied).actions) == 16
     faults = (tmp_path / "out" / "keyframes-train.faults.csv").read_text()
     assert f"{tmp_path / 'train.csv'}: line 17: " in faults
     assert (tmp_path / "out" / "keyframes-train.videos.csv").read_text() == (
@@ -253,3 +259,5 @@ def test_annotations_of_the_synthetic_world(tmp_path):
     table = read_table(tmp_path / "out", "train")
     assert len(table) >= 5
     assert table.labels.shape[1] == 17
+    truth = read_csv(annotations_path(tmp_path / "out", "train"))
+    assert len(truth.actions) == table.labels.sum()
