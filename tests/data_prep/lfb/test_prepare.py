@@ -190,6 +190,8 @@ def test_options_that_cannot_be_used(made, words, message):
 def test_other_options_do_not_resume_a_folder(made):
     with pytest.raises(DataError, match="begun with jitter = 1, now it is 0"):
         prepared(made, "--jitter", "0")
+    with pytest.raises(DataError, match=r"protocol\.json: its jitter is 1, expected 0"):
+        prepared(made, "--jitter", "0", split="test")
 
 
 def test_whole_films_without_annotations(tmp_path):
