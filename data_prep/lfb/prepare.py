@@ -17,7 +17,7 @@ import argparse
 import collections
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,6 @@ from data_prep.tables import write_rows
 from vlm_jax.data.protocol import PROTOCOL, find_protocol
 from vlm_jax.data.record_examples import Split, read_features
 from vlm_jax.errors import DataError
-from vlm_jax.files import write_atomically
 from vlm_jax.systems.lfb import annotations
 from vlm_jax.systems.lfb.actions import AVA_ACTIONS, EVALUATED, read_actions
 from vlm_jax.systems.lfb.annotations import AVA_SECONDS, Fault, Key, Keyframe, Row, Sampling
@@ -61,19 +60,21 @@ class Annotated:
     Attributes:
       actions: Names of the evaluated actions by id.
       num_classes: Number of columns of the labels.
-      rows: Rows that can be used, those of excluded keyframes among them.
       keyframes: People by keyframe, without excluded keyframes.
       proposals: Proposals by keyframe.
-      excluded: Number of keyframes that were left out because they are excluded.
+      excluded: Excluded keyframes.
+      num_excluded: Number of annotated keyframes that were left out.
+      rows: Rows of the annotation file that can be used.
       faults: Rows that cannot be used, or have a remark.
     """
 
     actions: Mapping[int, str]
     num_classes: int
-    rows: Sequence[Row]
     keyframes: Mapping[Key, Keyframe]
     proposals: Mapping[Key, np.ndarray]
-    excluded: int
+    excluded: Collection[Key]
+    num_excluded: int
+    rows: Sequence[Row]
     faults: Sequence[Fault]
 
 
@@ -177,7 +178,7 @@ def read_annotations(arguments: argparse.Namespace) -> Annotated:
         why = f"{reasons[0][1]} rows: {reasons[0][0]}" if reasons else f"{len(excluded)} keyframes are excluded"
         raise DataError(f"{arguments.annotations}: no keyframe is left ({why})")
     names = {number: actions[number] for number in chosen} if chosen else actions
-    return Annotated(names, num_classes, rows, kept, proposals, len(grouped) - len(kept), faults)
+    return Annotated(names, num_classes, kept, proposals, excluded, len(grouped) - len(kept), rows, faults)
 
 
 def choose_keys(arguments: argparse.Namespace, storage: Storage, found: Annotated) -> list[Key]:
@@ -231,7 +232,8 @@ def print_summary(arguments: argparse.Namespace, keys: Sequence[Key], found: Ann
     videos = len({video for video, _ in keys})
     print(
         f"{arguments.output}, {arguments.split}: {videos} videos, {len(keys)} keyframes, {people} people, "
-        f"{found.excluded} keyframes excluded, {found.num_classes - 1} actions, {len(found.actions)} of them evaluated"
+        f"{found.num_excluded} keyframes excluded, {found.num_classes - 1} actions, {len(found.actions)} of them "
+        "evaluated"
     )
     if arguments.proposals == ANNOTATED:
         print("  boxes are those of the annotated people: an evaluation is told where people are")
@@ -257,22 +259,22 @@ def write_companions(arguments: argparse.Namespace, storage: Storage, found: Ann
     training = split == TRAINING
     table = make_table(made, sizes, found.keyframes, found.proposals, found.num_classes, training)
     write_table(table_path(folder, split), table)
-    # Without the rows that cannot be used, which evaluation would count as people to be found, or stop at.
-    if arguments.annotations:
-        annotations.write_rows(annotations_path(folder, split), found.rows)
-    else:
-        annotations_path(folder, split).unlink(missing_ok=True)
-    if arguments.excluded:
-        write_atomically(excluded_path(folder, split), arguments.excluded.read_bytes())
-    else:
-        excluded_path(folder, split).unlink(missing_ok=True)
+    # Evaluation reads the rows that can be used. Numbers are written so that they are read as the same ones.
+    truth = [(*row[1:3], *row.box, row.action, *(() if row.person is None else (row.person,))) for row in found.rows]
+    for path, cells in (
+        (annotations_path(folder, split), truth),
+        (excluded_path(folder, split), sorted(found.excluded)),
+    ):
+        path.unlink(missing_ok=True)
+        if cells:
+            write_rows(path, (), [(video, f"{second:04d}", *rest) for video, second, *rest in cells])
     kept = collections.Counter(video for video, _ in made)
-    rows = []
+    counts, videos = [], []
     for video, number in collections.Counter(video for video, _ in keys).items():
         path = arguments.frames / video if arguments.frames else find_video(arguments.videos, video)
-        rows.append((video, film_frames(path, storage), number, kept[video]))
-    write_rows(folder / f"{NAME}-{split}.videos.csv", ("video", "frames", "keyframes", "records"), rows)
-    counts = [frames for _, frames, _, _ in rows]
+        counts.append(film_frames(path, storage))
+        videos.append((video, counts[-1], number, kept[video]))
+    write_rows(folder / f"{NAME}-{split}.videos.csv", ("video", "frames", "keyframes", "records"), videos)
     short = sum(frames < (storage.length or 1) for frames in counts)
     print(
         f"  {min(counts)} to {max(counts)} frames per video, {short} videos with fewer than {storage.length or 1}; "

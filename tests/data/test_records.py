@@ -218,7 +218,9 @@ def test_finalize_refuses_an_empty_split(tmp_path):
     assert "a.mp4,missing" in (tmp_path / "skipped.csv").read_text()
 
 
-@pytest.mark.parametrize(("name", "protocol", "message"), [("made", {"fps": 10}, "its protocol is"), ("o", {}, "name")])
+@pytest.mark.parametrize(
+    ("name", "protocol", "message"), [("made", {"fps": 10}, "its fps is 5, expected 10"), ("o", {}, "name")]
+)
 def test_a_folder_holds_one_data_set(tmp_path, name, protocol, message):
     write(tmp_path)
     finalize(tmp_path, fps=5)

@@ -231,9 +231,10 @@ def finalize(
     size = sum(path.stat().st_size for path in paths)
     new = {"name": name, "protocol": dict(protocol)}
     known = read_protocol(directory) if (directory / PROTOCOL).exists() else {**new, "splits": {}}
-    for key, value in new.items():
-        if known[key] != value:
-            raise DataError(f"{directory / PROTOCOL}: its {key} is {known[key]}, expected {value}")
+    found, wanted = ({"name": content["name"], **content["protocol"]} for content in (known, new))
+    for key in [*wanted, *(key for key in found if key not in wanted)]:
+        if found.get(key) != wanted.get(key):
+            raise DataError(f"{directory / PROTOCOL}: its {key} is {found.get(key)}, expected {wanted.get(key)}")
     counts = {key: value["shards"] for key, value in known["splits"].items()} | {split: count}
     skipped = {
         key: [skip for n in range(shards) for skip in read_skipped(shard_path(directory, name, key, n, shards))]

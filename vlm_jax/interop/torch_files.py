@@ -6,6 +6,7 @@ globals, `_NAMES`, and rejects every other. Both forms are read: the zip form (t
 """
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -25,9 +26,12 @@ from vlm_jax.interop.restricted_pickle import (
     PLAIN_NAMES,
     Budget,
     TorchFileError,
+    Unfinished,
     Unpickler,
+    UnsafePickleError,
     are_counts,
     flat_names,
+    make_dict,
     shown,
 )
 
@@ -252,6 +256,17 @@ def _parameter(budget: Budget, data: Any, *unused: Any) -> Any:
     return data
 
 
+def _logged_values(budget: Budget, *unused: Any) -> Unfinished:
+    return Unfinished(functools.partial(make_dict, budget))
+
+
+def _method(budget: Budget, owner: Any, name: Any) -> None:
+    """Leave out a method of the class of logged values; nothing else has attributes that a file may ask for."""
+    if not isinstance(owner, functools.partial) or owner.func is not _logged_values:
+        asked = f"builtins.getattr of {shown(owner)}"
+        raise UnsafePickleError(f"the pickle asks for {asked}, which is not on the list of safe names")
+
+
 _NAMES = PLAIN_NAMES | flat_names(
     {
         "torch": {
@@ -265,6 +280,10 @@ _NAMES = PLAIN_NAMES | flat_names(
             "_rebuild_tensor_v3": _rebuild_tensor_v3,
             **dict.fromkeys(("_rebuild_parameter", "_rebuild_parameter_with_state"), _parameter),
         },
+        # Logged values that checkpoints of OpenMMLab's training loop carry: their state as a dict. Statistics that the
+        # file names as methods of the class are left out.
+        "mmengine.logging.history_buffer": {"HistoryBuffer": _logged_values},
+        **{module: {"getattr": _method} for module in ("builtins", "__builtin__")},
     }
 )
 

@@ -1,5 +1,6 @@
 """Pipelines of training and evaluation on small records."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -211,6 +212,15 @@ def test_a_keyframe_without_people_is_not_for_training(tmp_path):
     prepare.main([*options(tmp_path, "all", "train", "--seconds", "all")])
     with pytest.raises(DataError, match=r"keyframe a,0900 of 'train' has no person to train on"):
         training(tmp_path / "all")
+
+
+def test_a_table_of_other_records_is_noticed(tmp_path):
+    folder = prepared(tmp_path)
+    table = read_table(folder, "train")
+    write_table(table_path(folder, "train"), dataclasses.replace(table, seconds=table.seconds[::-1].copy()))
+    for made in (training(folder), evaluation(folder)):
+        with pytest.raises(DataError, match=r"shows second 90\d, its table has [ab],090\d; run the preparation again"):
+            list(itertools.islice(made, 2))
 
 
 def test_tables_are_read_as_written_and_damage_is_named(folder, tmp_path):

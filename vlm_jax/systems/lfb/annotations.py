@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from vlm_jax.errors import DataError
-from vlm_jax.files import replacing
 from vlm_jax.interop.torch_files import load_pickle
 from vlm_jax.systems.lfb.actions import columns
 from vlm_jax.systems.lfb.boxes import read_boxes, without_ending
@@ -212,14 +211,6 @@ def read_excluded(path: Path | str) -> set[Key]:
         except ValueError:
             raise DataError(f"{path}: line {line}: expected video and second, found {','.join(cells)!r}") from None
     return found
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as an annotation file, from which `read_rows` and `detections.read_csv` get the same numbers."""
-    with replacing(path) as partial, open(partial, "w", encoding="utf-8") as file:
-        for row in rows:
-            person = "" if row.person is None else f",{row.person}"
-            file.write(f"{row.video},{row.second:04d},{','.join(map(repr, row.box))},{row.action}{person}\n")
 
 
 def _lines(path: Path | str) -> Iterator[tuple[int, list[str]]]:

@@ -159,7 +159,8 @@ def decode_clip(
       start_second: Second of a video's first frame.
       make_view: Function that chooses the view.
       size: Height and width of the result, pixels; smaller views are padded with 0 at the right and at the bottom.
-      drawn: If true, the example also has `view` int64 `[8]` and `seed`, from which its boxes follow.
+      drawn: If true, the example has not only `video` and `second`, but also `view` int64 `[8]` and `seed`, from which
+        its boxes follow.
     """
 
     def plan(
@@ -189,6 +190,7 @@ def decode_clip(
         images = tf.gather(record["frames"], tf.ensure_shape(places, [sampling.num_frames]))
         frames = tf.stack([tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE") for image in tf.unstack(images)])
         video = tf.ensure_shape(tf.numpy_function(show, [frames, fields], tf.uint8), [sampling.num_frames, *size, 3])
-        return {"video": video} | ({"view": tf.ensure_shape(fields, [_FIELDS]), "seed": seed} if drawn else {})
+        made = {"video": video, "second": record["second"]}
+        return made | ({"view": tf.ensure_shape(fields, [_FIELDS]), "seed": seed} if drawn else {})
 
     return decode

@@ -8,6 +8,7 @@ import numpy as np
 
 from vlm_jax.interop.released import Released, ReleasedData
 from vlm_jax.interop.rules import CONV3D, LINEAR, ConversionError, Rule, Transform, convert, invert, strip_prefix
+from vlm_jax.models.resnet3d import STEM_FEATURES
 
 _ORIGIN = "open-mmlab/mmaction2"
 _OLD = "https://download.openmmlab.com/mmaction"
@@ -122,24 +123,21 @@ def state_dict(source: Any) -> dict[str, np.ndarray]:
 def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
     """Return the config keys that a state dict decides, by section: sizes, operator, classes.
 
-    The files of avg and max are alike; 'max' is assumed.
+    The files of avg and max are alike; 'max' is assumed. A recogniser gives a model without a bank.
 
     Raises:
-      ConversionError: If the file has no classifier of boxes, such as a recogniser's.
+      ConversionError: If the classifier is that of no operator.
     """
-    last = f"{HEAD}.2.weight" if f"{HEAD}.2.weight" in source else f"{HEAD}.weight"
-    if last not in source:
-        raise ConversionError(
-            f"no {HEAD}: a recogniser, not a detector; config.init_from takes it as it is, with the heads in "
-            "config.init_fresh"
-        )
     blocks = tuple(
         len({name.split(".")[2] for name in source if name.startswith(f"backbone.layer{stage}.")})
         for stage in range(1, 5)
     )
-    classes, width = source[last].shape
     features = source[f"backbone.layer4.{blocks[3] - 1}.conv3.conv.weight"].shape[0]
-    model = {"blocks": blocks, "width": source[STEM].shape[0] / 64, "mlp_head": last.endswith(".2.weight")}
+    last = f"{HEAD}.2.weight" if f"{HEAD}.2.weight" in source else f"{HEAD}.weight"
+    model = {"blocks": blocks, "width": source[STEM].shape[0] / STEM_FEATURES, "mlp_head": ".2." in last}
+    if last not in source:
+        return {"model": model | {"operator": "none"}}
+    classes, width = source[last].shape
     if BANK in source:
         latent, dim = source[BANK].shape[:2]
         layers = {found[1] for name in source if (found := re.match(rf"{FBO}\.non_local_layer_(\d+)\.", name))}
@@ -162,6 +160,11 @@ def to_variables(source: Mapping[str, np.ndarray], expected: Mapping[str, Any] |
     Raises:
       ConversionError: If names are unused, missing, or of another shape; it lists them.
     """
+    if expected is not None and not any(name.startswith(HEAD) for name in source):
+        raise ConversionError(
+            f"no {HEAD}: a recogniser, not a detector; config.init_from takes its backbone, with the heads in "
+            "config.init_fresh"
+        )
     # The last layer of a classifier with two is called as that of a classifier with one.
     names = {name: name.replace(MLP_LAST, f"{HEAD}.") for name in source}
     return convert({names[name]: array for name, array in source.items()}, RULES, expected)

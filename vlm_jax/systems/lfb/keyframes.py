@@ -34,12 +34,12 @@ def table_path(directory: str | Path, split: str) -> Path:
 
 
 def annotations_path(directory: str | Path, split: str) -> Path:
-    """Return the path of a split's copy of the annotation file, by which detections are evaluated."""
+    """Return the path of a split's annotations that can be used, by which detections are evaluated."""
     return Path(directory) / f"{NAME}-{split}.annotations.csv"
 
 
 def excluded_path(directory: str | Path, split: str) -> Path:
-    """Return the path of a split's copy of the list of excluded keyframes."""
+    """Return the path of a split's list of excluded keyframes."""
     return Path(directory) / f"{NAME}-{split}.excluded.csv"
 
 

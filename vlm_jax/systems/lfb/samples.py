@@ -129,12 +129,13 @@ def _doubled(sizes: Sequence[int], lengths: np.ndarray) -> tuple[int, ...]:
 def collate_training(table: KeyframeTable, threshold: float, matching: Matching, memory: Memory | None) -> Collate:
     """Return the function that makes training batches.
 
-    Examples have `video` `[T, S, S, 3]`, `view` `[8]` (the fields of `View`) and `seed`. A batch has `video` uint8
-    `[B, T, S, S, 3]`, `boxes` float32 `[B, N, 4]`, `box_mask` bool `[B, N]` and `labels` bool `[B, N, A]`; with a bank
-    also `bank` `[B, S, C]` and `slots` int32 `[B, N, W K]`.
+    Examples have `video` `[T, S, S, 3]`, `second`, `view` `[8]` (the fields of `View`) and `seed`. A batch has `video`
+    uint8 `[B, T, S, S, 3]`, `boxes` float32 `[B, N, 4]`, `box_mask` bool `[B, N]` and `labels` bool `[B, N, A]`;
+    with a bank also `bank` `[B, S, C]` and `slots` int32 `[B, N, W K]`.
     """
 
     def collate(columns: Columns, plan: BatchPlan) -> dict[str, np.ndarray]:
+        check_seconds(table, columns, plan)
         boxes, labels, generators = [], [], []
         for number, fields, seed in zip(plan.own_numbers.tolist(), columns["view"], columns["seed"], strict=True):
             view, (height, width) = View(*map(int, fields)), table.sizes[number].tolist()
@@ -161,9 +162,9 @@ def collate_evaluation(
 ) -> Collate:
     """Return the function that makes evaluation batches.
 
-    Examples have `video`, padded to any size. A batch has `video` uint8 `[B, T, H, W, 3]`, `size` int32 `[B, 2]`
-    (height and width without padding), `boxes` float32 `[B, N, 4]` and `box_mask` bool `[B, N]`; with a bank also
-    `bank` `[B, S, C]` and `slots` int32 `[B, N, W K]`.
+    Examples have `video`, padded to any size, and `second`. A batch has `video` uint8 `[B, T, H, W, 3]`, `size` int32
+    `[B, 2]` (height and width without padding), `boxes` float32 `[B, N, 4]` and `box_mask` bool `[B, N]`; with a
+    bank also `bank` `[B, S, C]` and `slots` int32 `[B, N, W K]`.
 
     Args:
       table: Keyframes.
@@ -174,6 +175,7 @@ def collate_evaluation(
     """
 
     def collate(columns: Columns, plan: BatchPlan) -> dict[str, np.ndarray]:
+        check_seconds(table, columns, plan)
         height, width, count, *rows = plan.bucket
         boxes, sizes, generators = [], [], []
         for number in plan.own_numbers.tolist():
@@ -189,6 +191,20 @@ def collate_evaluation(
         return made
 
     return collate
+
+
+def check_seconds(table: KeyframeTable, columns: Columns, plan: BatchPlan) -> None:
+    """Check that the records of a batch are the keyframes that the table has at their places.
+
+    Raises:
+      DataError: naming the first keyframe that differs.
+    """
+    for number, second in zip(plan.own_numbers.tolist(), columns["second"], strict=True):
+        if table.seconds[number] != second:
+            raise DataError(
+                f"data: record {number} shows second {second}, its table has {name_of(table.key(number))}; run the "
+                "preparation again with --finalize"
+            )
 
 
 def join_bank(
