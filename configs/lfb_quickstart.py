@@ -43,7 +43,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.init_from, config.init_fresh = (), ()
     if variant == "nl":
         config.model.operator = "non_local"
-        config.steps, config.checkpoint.every_steps = 100, 50
         # The backbone begins where the baseline's ended.
         config.init_from, config.init_fresh = (BASELINE,), ("^classifier/", "^fbo/")
         config.bank.folders = (f"{BASELINE}/results/bank",)

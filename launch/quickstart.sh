@@ -114,8 +114,8 @@ lfb() {
     echo "== 2/6 training a small detector without a bank"
     $python launch/train.py --config $config --workdir $run-lfb-baseline
 
-    echo "== 3/6 its features of all people: the bank of the film"
-    $python launch/evaluate.py --workdir $run-lfb-baseline --evaluator bank
+    echo "== 3/6 its mAP, and its features of all people: the bank of the film"
+    $python launch/evaluate.py --workdir $run-lfb-baseline
 
     echo "== 4/6 training a detector that looks into the bank"
     $python launch/train.py --config $config:nl --workdir $run-lfb
