@@ -37,8 +37,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.schedule.name, config.schedule.learning_rate, config.schedule.reference_batch_size = "cosine", 3e-3, 0
     config.schedule.warmup_by_epoch, config.schedule.warmup_epochs, config.schedule.warmup_steps = False, 0, 50
     config.schedule.boundary_epochs = ()
-    config.epochs, config.steps = 0, 1200
-    config.checkpoint.every_epochs, config.checkpoint.every_steps, config.checkpoint.keep = 0, 400, 1
+    config.epochs, config.steps = 0, 1500
+    config.checkpoint.every_epochs, config.checkpoint.every_steps, config.checkpoint.keep = 0, 300, 1
     config.checkpoint.keep_best, config.checkpoint.best_metric = 0, ""
     config.evaluate.every_epochs, config.evaluate.names, config.evaluate.batch_size = 0, (), 16
     # Proposals are the boxes of everyone.
