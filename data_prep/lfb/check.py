@@ -16,12 +16,13 @@ import numpy as np
 import tensorflow as tf
 
 from data_prep.check import PREPARED, Found, Problem, Reason, check_each, check_parser, check_prepared, run_check
-from data_prep.lfb.frames import ENDINGS, count_frames, find_video
+from data_prep.lfb.frames import count_frames, find_video
 from vlm_jax.data.protocol import PROTOCOL, read_protocol
 from vlm_jax.errors import DataError, UserError
 from vlm_jax.systems.lfb import annotations
 from vlm_jax.systems.lfb.actions import AVA_ACTIONS, EVALUATED, read_actions
 from vlm_jax.systems.lfb.annotations import AVA_SECONDS, Fault, Key, Sampling, name_of
+from vlm_jax.systems.lfb.boxes import ENDINGS
 from vlm_jax.systems.lfb.keyframes import KIND, TRAINING, annotations_path, excluded_path, read_table
 from vlm_jax.video import decode
 
@@ -116,7 +117,7 @@ def check(words: Sequence[str]) -> None:
     parser.add_argument("--annotations", type=Path, help="csv of people and actions")
     parser.add_argument("--excluded", type=Path, help="csv of excluded keyframes")
     parser.add_argument("--labels", type=Path, help="names of the evaluated actions (default: the 60 of AVA)")
-    parser.add_argument("--proposals", type=Path, help="pickle of boxes and scores")
+    parser.add_argument("--proposals", type=Path, help="csv or pickle of boxes and scores")
     parser.add_argument("--whole_films", action="store_true", help="seconds count from the film's start to its end")
     parser.add_argument("--start_second", type=int, default=AVA_SECONDS[0])
     parser.add_argument("--end_second", type=int, default=AVA_SECONDS[1])

@@ -15,10 +15,9 @@ from vlm_jax.data.records import Record, Skip
 from vlm_jax.errors import DataError
 from vlm_jax.systems.lfb.annotations import Sampling, name_of
 from vlm_jax.systems.lfb.augment import resized_size
+from vlm_jax.systems.lfb.boxes import ENDINGS
 from vlm_jax.video import decode
 from vlm_jax.video.resize import resize
-
-ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".ts", ".mpg")
 
 
 @dataclasses.dataclass(frozen=True)

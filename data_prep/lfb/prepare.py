@@ -15,10 +15,8 @@ prepared data and writes nothing; `--check DIR --help` lists its options.
 
 import argparse
 import collections
-import csv
 import dataclasses
 import functools
-import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -26,17 +24,20 @@ import numpy as np
 
 from data_prep import shards
 from data_prep.commands import Commands, check_folders, run_command
-from data_prep.lfb import bank
+from data_prep.lfb import bank, people
 from data_prep.lfb.check import check
-from data_prep.lfb.frames import ENDINGS, Storage, count_frames, film_length, film_records, find_video, folder_records
+from data_prep.lfb.frames import Storage, count_frames, film_length, film_records, find_video, folder_records
+from data_prep.tables import write_rows
+from vlm_jax.data.protocol import PROTOCOL, find_protocol
 from vlm_jax.data.record_examples import Split, read_features
 from vlm_jax.errors import DataError
-from vlm_jax.files import write_atomically
 from vlm_jax.systems.lfb import annotations
 from vlm_jax.systems.lfb.actions import AVA_ACTIONS, EVALUATED, read_actions
 from vlm_jax.systems.lfb.annotations import AVA_SECONDS, Fault, Key, Keyframe, Row, Sampling
+from vlm_jax.systems.lfb.boxes import ENDINGS
 from vlm_jax.systems.lfb.data import FEATURES
 from vlm_jax.systems.lfb.keyframes import (
+    ANNOTATED_PROPOSALS,
     KIND,
     NAME,
     TRAINING,
@@ -47,6 +48,9 @@ from vlm_jax.systems.lfb.keyframes import (
     write_table,
 )
 from vlm_jax.video.decode import VideoError, versions
+
+ANNOTATED = "annotated"
+"""Value of `--proposals` for the boxes of the annotated people."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,8 @@ def keyframes(arguments: argparse.Namespace) -> None:
     sources = {name: getattr(arguments, name) for name in ("frames", "videos") if getattr(arguments, name)}
     check_folders(arguments, *sources)
     storage = make_storage(arguments)
+    if arguments.proposals == ANNOTATED and not arguments.annotations:
+        raise DataError(f"--proposals {ANNOTATED}: there are no --annotations")
     found = read_annotations(arguments)
     keys = choose_keys(arguments, storage, found)
     protocol = {
@@ -88,9 +94,11 @@ def keyframes(arguments: argparse.Namespace) -> None:
         "jitter": arguments.jitter,
         "num_classes": found.num_classes,
         "actions": {str(number): name for number, name in found.actions.items()},
+        ANNOTATED_PROPOSALS: arguments.proposals == ANNOTATED,
         "labels": arguments.labels.stem if arguments.labels else "ava_v2.1",
         "frames_from": "folders of JPEGs" if arguments.frames else versions(),
     }
+    check_kind_of_proposals(arguments)
     make_records = folder_records if arguments.frames else film_records
     make = functools.partial(make_records, **sources, storage=storage)
     job = shards.Job(arguments.output, NAME, arguments.split, FEATURES, protocol, keys, make, sources)
@@ -98,6 +106,21 @@ def keyframes(arguments: argparse.Namespace) -> None:
     shards.run(job, arguments)
     if arguments.finalize or arguments.shard_index is None:
         write_companions(arguments, storage, found, keys)
+
+
+def check_kind_of_proposals(arguments: argparse.Namespace) -> None:
+    """Check that the other splits of the folder have proposals of the same kind.
+
+    Raises:
+      DataError: if they have not.
+    """
+    told, known = arguments.proposals == ANNOTATED, find_protocol(arguments.output).get(ANNOTATED_PROPOSALS)
+    if known is not None and known != told:
+        kinds = ("found by a detector", f"those of the annotated people (--proposals {ANNOTATED})")
+        raise DataError(
+            f"--proposals: {arguments.output / PROTOCOL} has boxes {kinds[known]}, these are {kinds[told]}; "
+            "prepare all splits of a folder alike"
+        )
 
 
 def make_storage(arguments: argparse.Namespace) -> Storage:
@@ -146,7 +169,10 @@ def read_annotations(arguments: argparse.Namespace) -> Annotated:
     grouped = annotations.group_rows(rows, num_classes, chosen)
     excluded = annotations.read_excluded(arguments.excluded) if arguments.excluded else set()
     kept = {frame.key: frame for frame in grouped if arguments.keep_excluded or frame.key not in excluded}
-    proposals = annotations.read_proposals(arguments.proposals) if arguments.proposals else {}
+    if arguments.proposals == ANNOTATED:
+        proposals = {key: annotations.as_proposals(frame.boxes) for key, frame in kept.items()}
+    else:
+        proposals = annotations.read_proposals(arguments.proposals) if arguments.proposals else {}
     if arguments.annotations and not kept:
         reasons = collections.Counter(fault.reason for fault in faults if not fault.kept).most_common(1)
         why = f"{reasons[0][1]} rows: {reasons[0][0]}" if reasons else f"{len(excluded)} keyframes are excluded"
@@ -209,6 +235,8 @@ def print_summary(arguments: argparse.Namespace, keys: Sequence[Key], found: Ann
         f"{found.num_excluded} keyframes excluded, {found.num_classes - 1} actions, {len(found.actions)} of them "
         "evaluated"
     )
+    if arguments.proposals == ANNOTATED:
+        print("  boxes are those of the annotated people: an evaluation is told where people are")
     missing = sum(key not in found.proposals for key in keys) if found.proposals else 0
     if missing:
         print(f"  {missing} keyframes have no proposals and get the whole frame as their only one")
@@ -217,16 +245,8 @@ def print_summary(arguments: argparse.Namespace, keys: Sequence[Key], found: Ann
     if found.faults:
         path = arguments.output / f"{NAME}-{arguments.split}.faults.csv"
         cells = [(*fault[:3], "yes" if fault.kept else "no") for fault in found.faults]
-        write_rows(path, [("item", "reason", "detail", "kept"), *cells])
+        write_rows(path, ("item", "reason", "detail", "kept"), cells)
         print(f"  each with its line in {path}")
-
-
-def write_rows(path: Path, rows: Iterable[Sequence[object]]) -> None:
-    """Write a csv file, creating its folder."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue().encode())
 
 
 def write_companions(arguments: argparse.Namespace, storage: Storage, found: Annotated, keys: Sequence[Key]) -> None:
@@ -240,19 +260,21 @@ def write_companions(arguments: argparse.Namespace, storage: Storage, found: Ann
     table = make_table(made, sizes, found.keyframes, found.proposals, found.num_classes, training)
     write_table(table_path(folder, split), table)
     # Evaluation reads the rows that can be used. Numbers are written so that they are read as the same ones.
-    truth = [(row.video, f"{row.second:04d}", *row.box, row.action, row.person) for row in found.rows]
-    excluded = [(video, f"{second:04d}") for video, second in sorted(found.excluded)]
-    for path, cells in ((annotations_path(folder, split), truth), (excluded_path(folder, split), excluded)):
+    truth = [(*row[1:3], *row.box, row.action, *(() if row.person is None else (row.person,))) for row in found.rows]
+    for path, cells in (
+        (annotations_path(folder, split), truth),
+        (excluded_path(folder, split), sorted(found.excluded)),
+    ):
         path.unlink(missing_ok=True)
         if cells:
-            write_rows(path, cells)
+            write_rows(path, (), [(video, f"{second:04d}", *rest) for video, second, *rest in cells])
     kept = collections.Counter(video for video, _ in made)
-    counts, videos = [], [("video", "frames", "keyframes", "records")]
+    counts, videos = [], []
     for video, number in collections.Counter(video for video, _ in keys).items():
         path = arguments.frames / video if arguments.frames else find_video(arguments.videos, video)
         counts.append(film_frames(path, storage))
         videos.append((video, counts[-1], number, kept[video]))
-    write_rows(folder / f"{NAME}-{split}.videos.csv", videos)
+    write_rows(folder / f"{NAME}-{split}.videos.csv", ("video", "frames", "keyframes", "records"), videos)
     short = sum(frames < (storage.length or 1) for frames in counts)
     print(
         f"  {min(counts)} to {max(counts)} frames per video, {short} videos with fewer than {storage.length or 1}; "
@@ -271,6 +293,7 @@ def _numbers(text: str) -> list[int]:
 
 def _add_commands(commands: Commands) -> None:
     bank.add_command(commands)
+    people.add_command(commands)
     parser = commands.add_parser("keyframes", help="records of the frames around every keyframe")
     shards.add_arguments(parser, num_shards=64)
     parser.add_argument("--split", required=True, choices=(TRAINING, "val", "test"), help="name of the split")
@@ -286,7 +309,11 @@ def _add_commands(commands: Commands) -> None:
         "--labels", type=Path, help="names of the evaluated actions, .pbtxt or .csv (default: the 60 of AVA)"
     )
     parser.add_argument("--actions", type=_numbers, default=[], help="train only these actions, such as 12,17,80")
-    parser.add_argument("--proposals", type=Path, help="pickle: boxes and scores by 'VIDEO,SECOND'")
+    parser.add_argument(
+        "--proposals",
+        help="boxes of people: csv (video, second, x1, y1, x2, y2[, score]) or pickle of arrays by 'VIDEO,SECOND'; "
+        f"the word '{ANNOTATED}' takes those of --annotations",
+    )
     parser.add_argument(
         "--seconds",
         choices=("annotated", "proposals", "all"),

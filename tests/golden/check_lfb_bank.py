@@ -9,9 +9,10 @@ from lfb_tolerance import check
 
 from vlm_jax.interop import torch_files
 from vlm_jax.metrics.average_precision import average_precision
+from vlm_jax.systems.lfb.annotations import read_excluded
 from vlm_jax.systems.lfb.bank import Bank, sample_slots, write_bank
 from vlm_jax.systems.lfb.config import default_config
-from vlm_jax.systems.lfb.detections import Detections, read_csv, read_keyframes, write_csv
+from vlm_jax.systems.lfb.detections import Detections, read_csv, write_csv
 from vlm_jax.systems.lfb.metrics import GROUPS, ava_map, rank
 from vlm_jax.systems.lfb.reference_bank import SOURCE, read_reference_bank, write_reference_bank
 from vlm_jax.train.schedule import make_schedule
@@ -108,7 +109,7 @@ def check_ava_eval(case, precision):
             for name, content in files.items():
                 (Path(folder) / name).write_bytes(content.tobytes())
             truth, found = (read_csv(Path(folder) / f"{name}_csv") for name in ("groundtruth", "detections"))
-            excluded = read_keyframes(Path(folder) / "excluded_csv") if "excluded_csv" in files else set()
+            excluded = read_excluded(Path(folder) / "excluded_csv") if "excluded_csv" in files else set()
         text = files["labelmap_pbtxt"].tobytes().decode()
         actions = {int(number): name for name, number in re.findall(r'name: "(.*)"\n +id: (\d+)', text)}
         if group.endswith("custom"):

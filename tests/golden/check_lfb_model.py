@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from lfb_tolerance import check
-from vlm_jax.systems.lfb.bank import Bank
-from vlm_jax.systems.lfb.targets import Matching, assign, positives, sample
 
 from vlm_jax.models.resnet3d import SlowOnly
 from vlm_jax.ops.roi_align import roi_align
 from vlm_jax.systems.lfb import interop
+from vlm_jax.systems.lfb.bank import Bank
 from vlm_jax.systems.lfb.bank_operators import NonLocalBank, pool_bank
 from vlm_jax.systems.lfb.config import default_config
 from vlm_jax.systems.lfb.loss import action_loss, scores
 from vlm_jax.systems.lfb.model import RoiExtractor, adaptive_average, standardise
+from vlm_jax.systems.lfb.targets import Matching, assign, positives, sample
 from vlm_jax.systems.lfb.task import make_model
 from vlm_jax.task import Aux
 from vlm_jax.train.optimizer import make_optimizer

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from keyframe_files import options, prepared, write_frames, write_inputs
+from ml_collections import ConfigDict
 
 from data_prep.lfb import prepare
 from data_prep.lfb.frames import Storage, film_records
@@ -14,9 +15,12 @@ from vlm_jax.data.record_examples import Split, read_features
 from vlm_jax.data.records import Record, Skip
 from vlm_jax.errors import DataError
 from vlm_jax.systems.lfb.annotations import Sampling, read_rows
+from vlm_jax.systems.lfb.boxes import read_boxes
+from vlm_jax.systems.lfb.config import default_config
 from vlm_jax.systems.lfb.data import FEATURES
 from vlm_jax.systems.lfb.detections import read_csv
-from vlm_jax.systems.lfb.keyframes import annotations_path, excluded_path, read_table
+from vlm_jax.systems.lfb.keyframes import annotations_path, excluded_path, read_table, table_path
+from vlm_jax.systems.lfb.task import make_task
 from vlm_jax.video.write import write_video
 
 
@@ -28,6 +32,11 @@ def records(folder, split="train"):
     return list(read_features(Split(folder, split), dict(FEATURES)))
 
 
+def evaluator(folder, split):
+    wanted = {"directory": folder, "split": split, "proposal_threshold": 0.9, "action_threshold": 0.0}
+    return ConfigDict(wanted | {"mode": "reference", "write_bank": False})
+
+
 def write_film(path, frames=40, fps=10):
     """Write a film whose frames are ever lighter."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,6 +46,13 @@ def write_film(path, frames=40, fps=10):
 def film_options(folder, *more):
     words = ["--output", folder / "out", "--split", "train", "--videos", folder / "films", "--whole_films"]
     return ["keyframes", *map(str, (*words, "--num_shards", 1, "--fps", 10, "--interval", 4, "--jitter", 2, *more))]
+
+
+def assert_same_rows(path, other):
+    one, two = map(read_csv, (path, other))
+    assert one.keyframes == two.keyframes
+    for column, expected in zip(one[1:], two[1:], strict=True):
+        np.testing.assert_array_equal(column, expected)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +117,82 @@ def test_counts_are_printed(tmp_path, capsys):
     assert (tmp_path / "out" / "keyframes-train.videos.csv").read_text() == (
         "video,frames,keyframes,records\na,24,3,3\nb,24,2,2\n"
     )
+
+
+def test_rows_that_were_skipped_are_not_in_the_copy_of_the_annotations(tmp_path):
+    """They neither stop the evaluation nor count as people to be found."""
+    write_inputs(tmp_path)
+    good = tmp_path / "good.csv"
+    shutil.copy(tmp_path / "train.csv", good)
+    lines = good.read_text().splitlines()
+    unusable = ["a,0902,0.9,0.1,0.5,0.5,12,0", "a,0999,0.1,0.1,0.5,0.5,12,0", "a,0902,10,10,300,200,12,0", "a,0902"]
+    (tmp_path / "train.csv").write_text("\n".join([*unusable[:2], *lines[:5], *unusable[2:], *lines[5:]]))
+    path = annotations_path(prepared(tmp_path, split="val"), "val")
+    assert len(path.read_text().splitlines()) == len(lines)
+    assert_same_rows(path, good)
+
+
+def test_annotations_without_ids_of_people_are_copied_without_them(tmp_path):
+    write_inputs(tmp_path)
+    lines = (tmp_path / "train.csv").read_text().splitlines()
+    (tmp_path / "train.csv").write_text("\n".join(line.rpartition(",")[0] for line in lines))
+    folder = prepared(tmp_path)
+    assert (read_csv(annotations_path(folder, "train")).scores == 1).all()
+    assert (read_table(folder, "train").people == -1).all()
+
+
+def test_proposals_of_a_csv_file_are_those_of_a_pickle(made, capsys):
+    rows = ["0.0,0.2,0.4,0.9,0.95", "0.5,0.5,0.9,0.9,0.85", "0.1,0.1,0.2,0.2,0.1"]
+    path = made / "proposals.csv"
+    path.write_text("\n".join(f"{video}.mp4,902,{row}" for video in "ab" for row in rows))
+    folder = prepared(made, "--proposals", str(path), output="of_csv")
+    assert table_path(folder, "train").read_bytes() == table_path(made / "out", "train").read_bytes()
+    with pytest.raises(DataError, match=r"nowhere\.csv: No such file"):
+        prepared(made, "--proposals", "nowhere.csv", output="never")
+
+
+def test_annotated_people_as_proposals_are_said_and_stated(made, capsys):
+    folder = prepared(made, "--proposals", "annotated", output="annotated")
+    assert "an evaluation is told where people are" in capsys.readouterr().out
+    table = read_table(folder, "train")
+    np.testing.assert_array_equal(table.proposals[:, :4], table.boxes)
+    assert (table.proposals[:, 4] == 1).all()
+    assert json.loads((folder / "protocol.json").read_text())["protocol"]["annotated_proposals"] is True
+    with pytest.raises(DataError, match="these are found by a detector; prepare all splits of a folder alike"):
+        prepared(made, output="annotated", split="val")
+    config = default_config()
+    config.detection.val = evaluator(str(folder), "train")
+    config.detection.found = evaluator(str(made / "out"), "train")
+    stated = {name: each.protocol["boxes"] for name, each in make_task(config).evaluators.items()}
+    assert stated["val"] == "those of the annotated people"
+    assert stated["found"] == "proposals with a score of at least 0.9, or the best"
+    words = [word for word in options(made, "never", "train", "--proposals", "annotated") if "train.csv" not in word]
+    words.remove("--annotations")
+    with pytest.raises(DataError, match="--proposals annotated: there are no --annotations"):
+        prepare.main(words)
+
+
+def test_people_found_by_opencv_are_proposals(tmp_path, root, capsys):
+    films = tmp_path / "films"
+    films.mkdir()
+    shutil.copy(root / "data_prep/clips/chaplin.mp4", films)
+    (films / "broken.mp4").write_bytes(b"no film")
+    output = tmp_path / "boxes.csv"
+    words = ["people", "--videos", str(films), "--output", str(output)]
+    prepare.main(words)
+    assert "people in 1 films, 1 skipped\n  " in capsys.readouterr().out
+    found = read_boxes(output)
+    assert list(found) == ["chaplin"]
+    assert {second: len(rows) for second, rows in found["chaplin"].items()}[4] == 2
+    # The same command again takes what was found from its own files.
+    whole = output.read_bytes()
+    (films / "chaplin.mp4").write_bytes(b"")
+    output.unlink()
+    prepare.main([*words, "--workers", "2"])
+    assert output.read_bytes() == whole
+    for folder, message in ((tmp_path / "nowhere", "no such folder"), (root / "docs", "no films")):
+        with pytest.raises(DataError, match=message):
+            prepare.main(["people", "--videos", str(folder), "--output", str(output)])
 
 
 def test_evaluation_records_have_their_own_frames_only_in_the_same_folder(made):

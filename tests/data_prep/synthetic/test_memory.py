@@ -8,7 +8,7 @@ import pytest
 from data_prep.synthetic import drawing, memory, prepare
 from vlm_jax.errors import DataError
 from vlm_jax.systems.lfb.actions import read_actions
-from vlm_jax.systems.lfb.people import read_boxes
+from vlm_jax.systems.lfb.boxes import read_boxes
 from vlm_jax.video import decode
 
 SIZE = 48
@@ -71,7 +71,7 @@ def test_files_in_ava_form(tmp_path):
         lasts = decode.probe(tmp_path / "train" / "videos" / f"{video}.mp4").duration
         assert max(seconds) < lasts < max(seconds) + 3
         for second, people in seconds.items():
-            np.testing.assert_array_equal(proposed[f"{video},{second:04d}"], people)
+            np.testing.assert_array_equal(proposed[f"{video},{second:04d}"], people.astype(np.float32))
     assert (tmp_path / "test" / "videos" / "test_00000.mp4").is_file()
     with pytest.raises(DataError, match="--seconds: expected at least 16, found 9"):
         prepare.main(["--long_memory", "--output", str(tmp_path), "--seconds", "9"])

@@ -85,8 +85,27 @@ def test_a_header_is_skipped_and_a_file_that_is_no_csv_is_an_error(tmp_path):
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="not a UTF-8 csv file"):
         annotations.read_rows(path, 81)
-    with pytest.raises(DataError, match=r"line 1: expected video and second, found 'a'"):
-        annotations.read_excluded(write(tmp_path, "a"))
+
+
+def test_lists_of_keyframes(tmp_path):
+    assert annotations.read_excluded(write(tmp_path, "a,0902", "", "b-_,1798")) == {("a", 902), ("b-_", 1798)}
+    assert annotations.read_excluded(write(tmp_path, "")) == set()
+    for line in ("a", "a,b", ",902", "a,9.5", "a,902,1"):
+        with pytest.raises(DataError, match=f"line 2: expected video and second, found '{line}'"):
+            annotations.read_excluded(write(tmp_path, "a,0902", line))
+
+
+def test_proposals_of_a_csv_file(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("video,second,x1,y1,x2,y2,score\nc.mp4,902,0.1,0.2,0.3,0.4,0.9\na.b,0903,0,0,1,1,\n")
+    found = annotations.read_proposals(path)
+    assert list(found) == [("c", 902), ("a.b", 903)]
+    assert annotations.above_threshold(found["c", 902][:, 4], 0.9).tolist() == [0]
+    np.testing.assert_array_equal(found["c", 902], [[0.1, 0.2, 0.3, 0.4, 0.9]])
+    np.testing.assert_array_equal(found["a.b", 903], [[0, 0, 1, 1, 1]])
+    path.write_text("c,902,10,20,30,40\n")
+    with pytest.raises(DataError, match=r"p\.csv, line 1: x1 is 10, expected a fraction"):
+        annotations.read_proposals(path)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])

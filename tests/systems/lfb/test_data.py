@@ -180,8 +180,14 @@ def test_frames_of_several_sizes_stand_in_their_own_buckets(tmp_path):
         ({"clips.fps": 30}, "prepared with fps = 4, the config asks for 30"),
         ({"clips.frame_shift": 2}, "config.clips.frame_shift: 2, expected 0"),
         ({"clips.jitter": 2}, "prepared with jitter = 1, the config asks for 2"),
-        ({"data.box_buckets": (1,)}, r"buckets \[1\]: example 1 has length 3"),
-        ({"data.bank_buckets": (1,), "bank": BANK}, r"buckets \[1\]: example 0 has length 4"),
+        (
+            {"data.box_buckets": (1,)},
+            "^config.data.box_buckets: the largest is 1, .* a,0903 has 3 boxes; add 3",
+        ),
+        (
+            {"data.bank_buckets": (2, 1), "bank": BANK},
+            "^config.data.bank_buckets: the largest is 2, .* a,0902 has 4 rows of the bank in its window; add 4",
+        ),
         ({"clips.short_side": (31, 40)}, "expected at least the crop's size 32"),
     ],
 )

@@ -5,7 +5,7 @@ import pytest
 
 from vlm_jax.errors import DataError
 from vlm_jax.systems.lfb import detections as module
-from vlm_jax.systems.lfb.detections import Detections, csv_lines, read_csv, read_keyframes, to_json, to_table, write_csv
+from vlm_jax.systems.lfb.detections import Detections, csv_lines, read_csv, to_json, to_table, write_csv
 
 
 def make(rng, counts=(2, 0, 3, 1), actions=7):
@@ -147,15 +147,3 @@ def test_files_that_cannot_be_read(tmp_path):
     for name, message in (("empty", "has no rows"), ("binary", "not a text file in UTF-8"), ("none", "No such file")):
         with pytest.raises(DataError, match=message):
             read_csv(tmp_path / f"{name}.csv")
-
-
-def test_lists_of_keyframes(tmp_path):
-    path = tmp_path / "excluded.csv"
-    path.write_text("a,0902\nb-_,1798")
-    assert read_keyframes(path) == {("a", 902), ("b-_", 1798)}
-    path.write_text("")
-    assert read_keyframes(path) == set()
-    for line in ("a", "a,b", ",902", "a,9.5"):
-        path.write_text(f"a,0902\n{line}\n")
-        with pytest.raises(DataError, match=r"excluded.csv, line 2: expected video,second, found "):
-            read_keyframes(path)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from vlm_jax.errors import DataError, MissingPackageError
-from vlm_jax.systems.lfb.people import MOST_PEOPLE, best_boxes, boxes_of, people_detector, read_boxes
+from vlm_jax.systems.lfb.boxes import boxes_of, read_boxes
+from vlm_jax.systems.lfb.people import MOST_PEOPLE, best_boxes, people_detector
 from vlm_jax.video import decode
 
 TRUTH = {
@@ -80,7 +81,7 @@ def test_boxes_of_any_detector(tmp_path, text):
     found = read_boxes(write(tmp_path / "boxes.csv", text))
     assert list(found) == ["film"]
     assert list(found["film"]) == [1, 3]
-    expected = np.array([(0.1, 0.2, 0.5, 0.6, 0.75), (0.5, 0.2, 0.9, 1, 1)], np.float32)
+    expected = np.array([(0.1, 0.2, 0.5, 0.6, 0.75), (0.5, 0.2, 0.9, 1, 1)])
     np.testing.assert_array_equal(found["film"][3], expected)
     np.testing.assert_array_equal(found["film"][1], [[0, 0, 1, 1, 1]])
 

@@ -16,6 +16,7 @@ import numpy as np
 from vlm_jax.errors import DataError
 from vlm_jax.interop.torch_files import load_pickle
 from vlm_jax.systems.lfb.actions import columns
+from vlm_jax.systems.lfb.boxes import read_boxes, without_ending
 
 Key: TypeAlias = tuple[str, int]
 """Video and second of a keyframe."""
@@ -37,7 +38,7 @@ class Row(NamedTuple):
       second: Second of the video.
       box: Left, top, right and bottom edge as shares of the frame.
       action: Id of the action.
-      person: Id of the person, -1 if the file has none.
+      person: Id of the person, None if the file has none.
     """
 
     line: int
@@ -45,7 +46,7 @@ class Row(NamedTuple):
     second: int
     box: tuple[float, float, float, float]
     action: int
-    person: int
+    person: int | None
 
 
 class Fault(NamedTuple):
@@ -72,7 +73,7 @@ class Keyframe(NamedTuple):
       second: Second of the video.
       boxes: Boxes x1, y1, x2, y2 as shares of the frame, float64 `[N, 4]`.
       labels: Actions of each person by column of the classifier, bool `[N, A]`.
-      people: Ids of the people, int64 `[N]`.
+      people: Ids of the people, int64 `[N]`; -1 without an id.
     """
 
     video: str
@@ -141,7 +142,7 @@ def _row(line: int, cells: Sequence[str]) -> Row:
     box = tuple(map(float, cells[2:6]))
     if not all(map(math.isfinite, box)):
         raise ValueError(f"box {box}")
-    return Row(line, name, _whole(cells[1]), box, _whole(cells[6]), _whole(cells[7]) if len(cells) == 8 else -1)
+    return Row(line, name, _whole(cells[1]), box, _whole(cells[6]), _whole(cells[7]) if len(cells) == 8 else None)
 
 
 def _whole(text: str) -> int:
@@ -179,7 +180,7 @@ def group_rows(rows: Sequence[Row], num_classes: int, chosen: Sequence[int] = ()
         of them vanishes.
     """
     column = columns(chosen or range(1, num_classes), num_classes)
-    people: dict[Key, dict[tuple[float, ...], tuple[int, list[int]]]] = {}
+    people: dict[Key, dict[tuple[float, ...], tuple[int | None, list[int]]]] = {}
     for row in rows:
         if row.action in column:
             boxes = people.setdefault((row.video, row.second), {})
@@ -189,7 +190,7 @@ def group_rows(rows: Sequence[Row], num_classes: int, chosen: Sequence[int] = ()
         labels = np.zeros((len(boxes), num_classes), bool)
         for label, (_, actions) in zip(labels, boxes.values(), strict=True):
             label[actions] = True
-        ids = np.array([person for person, _ in boxes.values()], np.int64)
+        ids = np.array([-1 if person is None else person for person, _ in boxes.values()], np.int64)
         found.append(Keyframe(video, second, np.array(list(boxes), np.float64), labels, ids))
     return found
 
@@ -204,6 +205,8 @@ def read_excluded(path: Path | str) -> set[Key]:
     for line, cells in _lines(path):
         try:
             video, second = cells
+            if not video:
+                raise ValueError("a keyframe without a video")
             found.add((video, _whole(second)))
         except ValueError:
             raise DataError(f"{path}: line {line}: expected video and second, found {','.join(cells)!r}") from None
@@ -227,13 +230,16 @@ def _lines(path: Path | str) -> Iterator[tuple[int, list[str]]]:
 def read_proposals(path: Path | str) -> dict[Key, np.ndarray]:
     """Return the proposals of each keyframe: x1, y1, x2, y2 as shares of the frame, and the score; float64 `[N, 5]`.
 
-    The file is a pickle, of Python 2 or 3, of a dict from 'VIDEO,SECOND' to arrays `[N, 5]`, or `[N, 4]` without
-    scores, which then are 1. It is read without executing code.
+    The file is a csv file of `read_boxes`, or a pickle, of Python 2 or 3, of a dict from 'VIDEO,SECOND' to arrays
+    `[N, 5]`, or `[N, 4]` without scores, which then are 1. A pickle is read without executing code.
 
     Raises:
       TorchFileError: for a file that is missing, damaged or unsafe.
       DataError: for other content; it names the first key that is wrong.
     """
+    if Path(path).suffix.lower() == ".csv":
+        by_video = read_boxes(path)
+        return {(without_ending(video), second): rows for video in by_video for second, rows in by_video[video].items()}
     content = load_pickle(path, encoding="latin1")
     if not isinstance(content, dict):
         raise DataError(f"{path}: a {type(content).__name__}, expected a dict from 'VIDEO,SECOND' to boxes")
@@ -250,14 +256,19 @@ def read_proposals(path: Path | str) -> dict[Key, np.ndarray]:
             raise DataError(f"{path}: {name}: shape {list(rows.shape)}, expected boxes [N, 5] or [N, 4]")
         if not np.isfinite(rows).all() or (rows[:, :4] < 0).any() or (rows[:, :4] > 1).any():
             raise DataError(f"{path}: {name}: boxes outside of 0 to 1; expected shares of the frame, not pixels")
-        found[key] = rows if rows.shape[1] == 5 else np.concatenate([rows, np.ones((len(rows), 1))], 1)
+        found[key] = rows if rows.shape[1] == 5 else as_proposals(rows)
     return found
+
+
+def as_proposals(boxes: np.ndarray) -> np.ndarray:
+    """Return boxes `[N, 4]` as proposals with score 1, float64 `[N, 5]`."""
+    return np.concatenate([boxes, np.ones((len(boxes), 1))], 1)
 
 
 def proposals_of(proposals: Mapping[Key, np.ndarray], key: Key) -> np.ndarray:
     """Return the proposals of a keyframe, `[N, 5]`; the whole frame with score 1 where there are none."""
     found = proposals.get(key)
-    return found if found is not None and len(found) else np.concatenate([WHOLE_FRAME, np.ones((1, 1))], 1)
+    return found if found is not None and len(found) else as_proposals(WHOLE_FRAME)
 
 
 def above_threshold(scores: np.ndarray, threshold: float) -> np.ndarray:

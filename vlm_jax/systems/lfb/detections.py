@@ -15,9 +15,8 @@ import numpy as np
 
 from vlm_jax.errors import DataError
 from vlm_jax.files import replacing
+from vlm_jax.systems.lfb.annotations import Key
 
-Keyframe = tuple[str, int]
-"""Video and second."""
 _CHUNK = 1 << 17  # lines of a csv that are parsed at a time
 _ITEMS = 1 << 10  # keyframes whose lines are written at a time
 
@@ -58,7 +57,7 @@ class Table(NamedTuple):
       scores: Last column, float64 `[R]`: a score, or the number of a person; 1 if the file has no such column.
     """
 
-    keyframes: list[Keyframe]
+    keyframes: list[Key]
     frames: np.ndarray
     boxes: np.ndarray
     actions: np.ndarray
@@ -183,7 +182,7 @@ def read_csv(path: str | Path) -> Table:
     Raises:
       DataError: naming the file, and the line that is damaged or has a box whose end lies before its start.
     """
-    numbers: dict[Keyframe, int] = {}
+    numbers: dict[Key, int] = {}
     frames, columns = [], []
     for first, lines in _chunks(path):
         if first == 1 and lines[0].startswith("video_id,"):
@@ -205,23 +204,6 @@ def read_csv(path: str | Path) -> Table:
     values = np.concatenate(columns)
     boxes, actions = values[:, 1:5].astype(np.float32), values[:, 5].astype(np.int64)
     return Table(list(numbers), np.concatenate(frames), boxes, actions, np.ascontiguousarray(values[:, 6]))
-
-
-def read_keyframes(path: str | Path) -> set[Keyframe]:
-    """Read a list of keyframes, such as AVA's excluded ones: lines 'video,second'.
-
-    Raises:
-      DataError: naming the file, and the line that is damaged.
-    """
-    found = set()
-    for first, lines in _chunks(path):
-        for number, line in enumerate(lines, start=first):
-            video, comma, second = line.strip().rpartition(",")
-            if line.strip() and not (comma and video and second.isdecimal()):
-                raise DataError(f"{path}, line {number}: expected video,second, found {line.strip()[:80]!r}")
-            if comma:
-                found.add((video, int(second)))
-    return found
 
 
 def _chunks(path: str | Path) -> Iterator[tuple[int, list[str]]]:

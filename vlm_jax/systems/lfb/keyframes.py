@@ -22,6 +22,8 @@ NAME = "keyframes"
 """Name of the data set in the names of its files."""
 KIND = "lfb_keyframes"
 """Kind of the data set in its protocol."""
+ANNOTATED_PROPOSALS = "annotated_proposals"
+"""Statement of the data set that proposals are the annotated people: an evaluation on them is told where people are."""
 TRAINING = "train"
 """Split whose records have all frames that training with jitter shows; others have the frames of evaluation only."""
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vlm_jax.metrics.average_precision import average_precision
-from vlm_jax.systems.lfb.detections import Keyframe, Table
+from vlm_jax.systems.lfb.annotations import Key
+from vlm_jax.systems.lfb.detections import Table
 
 IOU = 0.5
 GROUPS = {"person_movement": (1, 14), "object_manipulation": (15, 63), "person_interaction": (64, math.inf)}
@@ -36,7 +37,7 @@ class Ranking(NamedTuple):
 def ava_map(
     ground_truth: Table,
     detections: Table,
-    excluded: Collection[Keyframe],
+    excluded: Collection[Key],
     actions: Mapping[int, str],
     mode: str = "reference",
     *,
@@ -71,7 +72,7 @@ def ava_map(
 def rank(
     ground_truth: Table,
     detections: Table,
-    excluded: Collection[Keyframe],
+    excluded: Collection[Key],
     actions: Collection[int],
     mode: str = "reference",
     *,
@@ -122,7 +123,7 @@ def _keep(table: Table, kept: np.ndarray) -> Table:
     return Table(keyframes, places[numbers], *(column[kept] for column in table[2:]))
 
 
-def _images(table: Table, evaluated: list[Keyframe]) -> np.ndarray:
+def _images(table: Table, evaluated: list[Key]) -> np.ndarray:
     """Return the number of each row's keyframe among the evaluated ones, -1 if it is not evaluated."""
     places = {keyframe: number for number, keyframe in enumerate(evaluated)}
     return np.array([places.get(keyframe, -1) for keyframe in table.keyframes], np.int64)[table.frames]

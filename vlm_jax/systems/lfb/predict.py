@@ -14,8 +14,9 @@ from vlm_jax.features import FeatureError
 from vlm_jax.predictor import Predictions, Predictor, Request
 from vlm_jax.systems.lfb.actions import action_names, columns, ids_of_columns
 from vlm_jax.systems.lfb.bank import Bank
+from vlm_jax.systems.lfb.boxes import Boxes, boxes_of
 from vlm_jax.systems.lfb.detections import Detections, csv_lines
-from vlm_jax.systems.lfb.people import WHOLE_FRAME, Action, Boxes, Detection, boxes_of, people_detector
+from vlm_jax.systems.lfb.people import WHOLE_FRAME, Action, Detection, people_detector
 from vlm_jax.systems.lfb.task import has_bank, make_task
 from vlm_jax.train.batches import predict_batches
 from vlm_jax.types import Batch, Variables
@@ -79,7 +80,7 @@ class LfbPredictor(Predictor):
 
         Args:
           video: Video file of any length, size and rate.
-          boxes: Boxes of people: a csv file (`people.read_boxes`), or arrays by second, as fractions of the frame,
+          boxes: Boxes of people: a csv file (`boxes.read_boxes`), or arrays by second, as fractions of the frame,
             `[N, 4]` or, with scores, `[N, 5]`; None to find them.
           detector: Detector that finds the people, 'opencv', or 'frame' for the whole frame. Where it finds nobody, the
             whole frame is one box.

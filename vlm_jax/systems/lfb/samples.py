@@ -67,12 +67,32 @@ def train_buckets(
     """Return the buckets of training batches: number of boxes and, with a bank, number of bank rows.
 
     A crop decides which proposals match, so every proposal counts.
+
+    Raises:
+      DataError: If a keyframe needs more than the largest size.
     """
     boxes = np.minimum(table.num_people + table.num_proposed(threshold), matching.max_boxes)
-    if memory is None:
-        return Buckets(boxes[:, None], (tuple(sorted(box_buckets)),))
-    lengths = np.stack([boxes, memory.lengths(table, drawn=True)], 1)
-    return Buckets(lengths, (tuple(sorted(box_buckets)), tuple(sorted(memory.buckets))))
+    lengths, sizes = [boxes], [tuple(sorted(box_buckets))]
+    _check_largest("config.data.box_buckets", "boxes", table, boxes, sizes[0][-1])
+    if memory is not None:
+        lengths.append(memory.lengths(table, drawn=True))
+        sizes.append(tuple(sorted(memory.buckets)))
+        _check_largest("config.data.bank_buckets", "rows of the bank in its window", table, lengths[1], sizes[1][-1])
+    return Buckets(np.stack(lengths, 1), tuple(sizes))
+
+
+def _check_largest(key: str, what: str, table: KeyframeTable, lengths: np.ndarray, largest: int) -> None:
+    """Check that the largest bucket of a key holds every keyframe.
+
+    Raises:
+      DataError: If it does not.
+    """
+    if lengths.max(initial=0) > largest:
+        longest = int(lengths.argmax())
+        raise DataError(
+            f"{key}: the largest is {largest}, but keyframe {name_of(table.key(longest))} has {lengths[longest]} "
+            f"{what}; add {lengths[longest]} or more"
+        )
 
 
 def evaluation_buckets(

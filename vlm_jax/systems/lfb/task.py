@@ -12,15 +12,23 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from vlm_jax.data.protocol import find_protocol
 from vlm_jax.data.synthetic import SyntheticPipeline
 from vlm_jax.errors import ConfigError
 from vlm_jax.files import write_atomically
 from vlm_jax.models.resnet3d import SlowOnly
 from vlm_jax.systems.lfb.actions import action_names, ids_of_columns
+from vlm_jax.systems.lfb.annotations import read_excluded
 from vlm_jax.systems.lfb.bank import Bank, write_bank
 from vlm_jax.systems.lfb.bank_operators import OPERATORS, NonLocalBank
-from vlm_jax.systems.lfb.detections import Detections, read_csv, read_keyframes, to_json, to_table, write_csv
-from vlm_jax.systems.lfb.keyframes import KeyframeTable, annotations_path, excluded_path, read_table
+from vlm_jax.systems.lfb.detections import Detections, read_csv, to_json, to_table, write_csv
+from vlm_jax.systems.lfb.keyframes import (
+    ANNOTATED_PROPOSALS,
+    KeyframeTable,
+    annotations_path,
+    excluded_path,
+    read_table,
+)
 from vlm_jax.systems.lfb.loss import action_loss, scores
 from vlm_jax.systems.lfb.metrics import ava_map
 from vlm_jax.systems.lfb.model import POOLS, TIME_POOLS, Classifier, Detector, RoiExtractor
@@ -244,6 +252,7 @@ def _evaluator(config: ConfigDict, name: str, model: Detector, open_bank: Callab
             found["features"] = outputs["features"].astype(config.bank.dtype)
         return found | {"counts": batch["box_mask"].sum(-1)}
 
+    told, least = find_protocol(wanted.directory).get(ANNOTATED_PROPOSALS), f"{wanted.proposal_threshold}, or the best"
     actions = action_names(config.data.actions, config.data.num_classes)
     ids = ids_of_columns(list(actions), config.data.num_classes)
 
@@ -256,7 +265,7 @@ def _evaluator(config: ConfigDict, name: str, model: Detector, open_bank: Callab
         counts = {"keyframes": float(len(outputs["counts"])), "boxes": float(len(outputs["boxes"]))}
         if not truth.is_file():
             return counts
-        left_out = read_keyframes(excluded) if excluded.is_file() else ()
+        left_out = read_excluded(excluded) if excluded.is_file() else ()
         detected = to_table(found(outputs), wanted.action_threshold, ids)
         return ava_map(read_csv(truth), detected, left_out, actions, wanted.mode) | counts
 
@@ -285,7 +294,7 @@ def _evaluator(config: ConfigDict, name: str, model: Detector, open_bank: Callab
             "data": wanted.directory,
             "split": wanted.split,
             "mode": wanted.mode,
-            "boxes": f"proposals with a score of at least {wanted.proposal_threshold}, or a keyframe's best one",
+            "boxes": "those of the annotated people" if told else f"proposals with a score of at least {least}",
             "action_threshold": wanted.action_threshold,
             "short_side": config.clips.evaluation_short_side,
             "frame_shift": config.clips.frame_shift,
