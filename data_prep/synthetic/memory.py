@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.synthetic import drawing
-from data_prep.synthetic.world import FORMS, LARGE, SMALL, WHITE, Character, Event, Pose, Scene, make_video, visible
+from data_prep.synthetic.world import FORMS, SMALL, WHITE, Character, Event, Pose, Scene, make_video, visible
 from vlm_jax.video.write import write_video
 
 SPLITS = ("train", "val", "test")
@@ -30,6 +30,9 @@ AFTER = tuple(f"after a {form}" for form in FORMS)
 
 LABELS = (*IMMEDIATE, *FORMS, *(f"white {form}" for form in FORMS), *AFTER)
 """All actions, numbered from 1."""
+
+CUE_RADIUS = 0.26
+"""Radius of the cue, which is larger than all other shapes, as a fraction of the picture's side."""
 
 CUE_SECONDS = 8
 """Length of the scene with the cue. The cue is gone two seconds before its end."""
@@ -88,7 +91,7 @@ def _first_scene(rng: np.random.Generator, kind: str | None, later: Sequence[Sce
     }
     left, right = (float(x) for x in (rng.uniform(0.2, 0.35), rng.uniform(0.65, 0.8)))
     start, end = (left, right) if rng.random() < 0.5 else (right, left)
-    hidden = Pose(start, 0.3, LARGE, float(rng.uniform(0, 6)), 0.0)
+    hidden = Pose(start, 0.32, CUE_RADIUS, float(rng.uniform(0, 6)), 0.0)
     background = int(rng.integers(1 << 31))
     events: tuple[Event, ...] = ()
     if kind:

@@ -119,6 +119,7 @@ def ids_of_columns(ids: Sequence[int], num_classes: int) -> list[int]:
 
 
 def action_names(named: Mapping[str, str], num_classes: int) -> dict[int, str]:
-    """Return the names of the actions by id; those that AVA evaluates, if a config (`config.data.actions`) has none."""
-    found = {int(number): name for number, name in named.items()}
+    """Return the names of the actions by id, ascending; those that AVA evaluates, if `config.data.actions` has none."""
+    # As keys of JSON they were ordered as text: '1', '10', '2'. Columns follow the order of ids.
+    found = dict(sorted((int(number), name) for number, name in named.items()))
     return found or {number: AVA_ACTIONS[number] for number in EVALUATED if number < num_classes}
