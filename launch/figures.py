@@ -18,6 +18,9 @@ import _cli
 from vlm_jax.errors import ConfigError
 from vlm_jax.figures import draw_retrieval, draw_timeline
 
+COUNTED = ("queries", "keyframes")
+"""Metrics that say how many items an evaluation has; it has one of them at most."""
+
 
 def main() -> None:
     """Run the command."""
@@ -106,7 +109,8 @@ def print_table(sets: Sequence[str], metrics: Sequence[str]) -> None:
       sets: Evaluated runs, as `RUN:EVALUATOR` or `RUN:EVALUATOR=TITLE`.
       metrics: Names of the metrics, one column each.
     """
-    rows = [("", "queries", "", *(metric.replace("_", " ") for metric in metrics))]
+    rows: list[tuple[str, ...]] = []
+    counted: dict[str, str] = {}
     for entry in sets:
         place, _, title = entry.partition("=")
         run, _, evaluator = place.rpartition(":")
@@ -117,10 +121,13 @@ def print_table(sets: Sequence[str], metrics: Sequence[str]) -> None:
             "untrained": _untrained(workdir, evaluator, metrics),
             "chance": [_chance(trained, name) for name in metrics],
         }
-        heads = iter([(title or evaluator, f"{trained['queries']:.0f}")] if "queries" in trained else [(title, "")])
+        counts = {name: f"{trained[name]:.0f}" for name in COUNTED if name in trained}
+        counted |= counts
+        heads = iter([(title or evaluator, *(counts.values() or ("",)))])
         for name, values in found.items():
             if any(value is not None for value in values):
                 rows.append((*next(heads, ("", "")), name, *map(_cell, metrics, values)))
+    rows.insert(0, ("", " or ".join(counted), "", *(metric.replace("_", " ") for metric in metrics)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         left, right = row[:3], row[3:]

@@ -26,6 +26,16 @@ def test_means_over_seeds(root, tmp_path):
     ]
 
 
+def test_a_table_names_what_was_counted(root, tmp_path):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "val.json").write_text(json.dumps({"metrics": {"mAP": 97.1, "keyframes": 9.0}}))
+    done = figures(root, "table", f"{tmp_path}:val=films", "--metrics", "mAP")
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["keyframes", "mAP"],
+        ["films", "9", "trained", "97.100"],
+    ]
+
+
 def test_a_run_without_results_is_one_line(root, tmp_path):
     done = figures(root, "seeds", "--workdirs", tmp_path / "a-1", "--evaluators", "held", "--metrics", "R@1")
     assert done.returncode == 1
