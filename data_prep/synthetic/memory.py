@@ -2,8 +2,8 @@
 
 In the first seconds of a film, a large star may appear, move and vanish; it is the cue, and it is white, pink or cyan.
 After a cut, the film goes on with shapes of other colours. From there to the end, all of them carry the label 'after a
-COLOUR star'. Four consecutive films differ in nothing but the cue (none, white, pink, cyan), so no later frame tells the
-label.
+COLOUR star'. Four consecutive films differ in nothing but the cue (none, white, pink, cyan), so that no later frame
+tells the label.
 """
 
 import dataclasses
