@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.schedule.name, config.schedule.learning_rate, config.schedule.reference_batch_size = "cosine", 3e-3, 0
     config.schedule.warmup_by_epoch, config.schedule.warmup_epochs, config.schedule.warmup_steps = False, 0, 50
     config.schedule.boundary_epochs = ()
-    config.epochs, config.steps = 0, 1500
+    config.epochs, config.steps = 0, 600
     config.checkpoint.every_epochs, config.checkpoint.every_steps, config.checkpoint.keep = 0, 300, 1
     config.checkpoint.keep_best, config.checkpoint.best_metric = 0, ""
     config.evaluate.every_epochs, config.evaluate.names, config.evaluate.batch_size = 0, (), 16
@@ -50,7 +50,7 @@ def get_config(variant: str = "") -> ConfigDict:
             config.detection[f"bank_{split}"] = settings | {"split": split, "write_bank": True}
         return config
     config.model.operator = {"nl": "non_local"}.get(variant, variant)
-    config.steps, config.schedule.learning_rate = 600, 1e-3
+    config.steps, config.schedule.learning_rate = 400, 2e-3
     # The backbone begins where the baseline's ended.
     config.init_from = ("runs/long_memory/baseline-1",)
     config.init_fresh = ("^classifier/", "^fbo/") if variant == "nl" else ("^classifier/",)

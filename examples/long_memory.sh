@@ -41,7 +41,7 @@ done
 
 echo "== mean, standard deviation and range over seeds, in percent"
 $python launch/figures.py seeds --workdirs $runs/*-[0-9]* --evaluators val test \
-    --metrics mAP "AP/12 after a triangle" "AP/13 after a star" "AP/14 after a cross"
+    --metrics mAP "AP/12 after a white star" "AP/13 after a pink star" "AP/14 after a cyan star"
 $python launch/predict.py --checkpoint "$runs/nl-$1" --video $data/films/test/videos/test_00002.mp4 \
     --boxes $data/films/test/boxes.csv --figure $runs/long_memory.png > /dev/null
 echo "$runs/long_memory.png: people and actions of a test film, whose cue was a star"

@@ -1,8 +1,9 @@
 """Long-memory films: actions that only events long before can tell, beside actions that the present shows.
 
-In the first seconds of a film, a white shape may appear, move and vanish; it is the cue, and one of three kinds. After
-a cut, the film goes on with coloured shapes. From there to the end, all of them carry the label 'after a KIND'. Four
-consecutive films differ in nothing but the cue (none, triangle, star, cross), so no later frame tells the label.
+In the first seconds of a film, a large star may appear, move and vanish; it is the cue, and it is white, pink or cyan.
+After a cut, the film goes on with shapes of other colours. From there to the end, all of them carry the label 'after a
+COLOUR star'. Four consecutive films differ in nothing but the cue (none, white, pink, cyan), so that no later frame
+tells the label.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.synthetic import drawing
-from data_prep.synthetic.world import FORMS, SMALL, WHITE, Character, Event, Pose, Scene, make_video, visible
+from data_prep.synthetic.world import CUES, FORMS, SMALL, Character, Event, Pose, Scene, make_video, visible
 from vlm_jax.video.write import write_video
 
 SPLITS = ("train", "val", "test")
@@ -25,10 +26,10 @@ IMMEDIATE = {
 }
 """Actions that the present shows, each with the actions of the world that it stands for."""
 
-AFTER = tuple(f"after a {form}" for form in FORMS)
+AFTER = tuple(f"after a {colour} star" for colour in CUES)
 """Actions that only the cue tells."""
 
-LABELS = (*IMMEDIATE, *FORMS, *(f"white {form}" for form in FORMS), *AFTER)
+LABELS = (*IMMEDIATE, *FORMS, *(f"{colour} star" for colour in CUES), *AFTER)
 """All actions, numbered from 1."""
 
 CUE_RADIUS = 0.26
@@ -37,11 +38,11 @@ CUE_RADIUS = 0.26
 CUE_SECONDS = 8
 """Length of the scene with the cue. The cue is gone two seconds before its end."""
 
-KINDS = (None, *FORMS)
+KINDS = (None, *CUES)
 
 
 def make_film(number: int, split: str, seed: int, seconds: float) -> tuple[list[Scene], str | None]:
-    """Return the scenes of a film that lasts at least `seconds`, and the kind of its cue, or None."""
+    """Return the scenes of a film that lasts at least `seconds`, and the colour of its cue, or None."""
     kind = KINDS[number % len(KINDS)]
     rng = np.random.default_rng((seed, len(SPLITS) + SPLITS.index(split), number // len(KINDS)))
     later = make_video(rng, "train", seconds - CUE_SECONDS)
@@ -54,9 +55,9 @@ def labels(scenes: Sequence[Scene], kind: str | None) -> Iterator[tuple[object, 
     of_action = {action: name for name, actions in IMMEDIATE.items() for action in actions}
     for second, _, character, pose, event in visible(scenes):
         names = [of_action[event.action] if event else "rest"]
-        names.append(f"white {character.form}" if character.colour == WHITE else character.form)
+        names.append(f"{character.colour} star" if character.colour in CUES else character.form)
         if kind and second >= CUE_SECONDS:
-            names.append(f"after a {kind}")
+            names.append(f"after a {kind} star")
         edges = [round(edge, 4) for edge in drawing.box(character.form, pose)]
         number = people.setdefault(character, len(people))
         yield from ((second, *edges, LABELS.index(name) + 1, number) for name in names)
@@ -95,7 +96,7 @@ def _first_scene(rng: np.random.Generator, kind: str | None, later: Sequence[Sce
     background = int(rng.integers(1 << 31))
     events: tuple[Event, ...] = ()
     if kind:
-        cue, shown = Character(WHITE, kind), dataclasses.replace(hidden, opacity=1.0)
+        cue, shown = Character(kind, "star"), dataclasses.replace(hidden, opacity=1.0)
         moved = dataclasses.replace(shown, x=end)
         events = (
             Event(0.4, 1.6, cue, "appear", None, hidden, shown),

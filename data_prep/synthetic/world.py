@@ -17,10 +17,10 @@ COLOURS = {
     "blue": (60, 90, 235),
     "yellow": (240, 215, 50),
 }
-WHITE = "white"
-"""Colour of cues (`memory.py`), which no character of the world has."""
+CUES = {"white": (250, 250, 250), "pink": (245, 70, 200), "cyan": (60, 225, 235)}
+"""Colours of cues (`memory.py`), which no character of the world has."""
 
-PAINTS = {**COLOURS, WHITE: (250, 250, 250)}
+PAINTS = {**COLOURS, **CUES}
 """Colours in which shapes are drawn, RGB."""
 
 FORMS = ("triangle", "star", "cross")

@@ -31,8 +31,8 @@ def test_later_frames_are_the_same_and_their_labels_are_not(quartet):
     for other, (_, kind, rows) in zip(frames, quartet, strict=True):
         np.testing.assert_array_equal(other[cut:], frames[0][cut:])
         after = {label for second, _, label, _ in rows if second >= memory.CUE_SECONDS} & set(memory.AFTER)
-        assert after == ({f"after a {kind}"} if kind else set())
-    assert [kind for _, kind, _ in quartet] == [None, "triangle", "star", "cross"]
+        assert after == ({f"after a {kind} star"} if kind else set())
+    assert [kind for _, kind, _ in quartet] == [None, "white", "pink", "cyan"]
     assert all((frames[0][:cut] != other[:cut]).any() for other in frames[1:])
 
 
@@ -43,7 +43,7 @@ def test_only_the_cue_differs_in_the_labels(quartet):
     plain = quartet[0][2]
     for _, kind, rows in quartet[1:]:
         cue = [row for row in rows if row[3] == 2 and row[0] < memory.CUE_SECONDS]
-        assert {label for _, _, label, _ in cue} == {f"white {kind}", "fade", "move"}
+        assert {label for _, _, label, _ in cue} == {f"{kind} star", "fade", "move"}
         assert {second for second, _, _, _ in cue} == {1, 2, 3, 4, 5}
         own = {(second, tuple(box)) for second, box, label, _ in rows if label in memory.AFTER}
         assert own == {(second, tuple(box)) for second, box, _, _ in plain if second >= memory.CUE_SECONDS}
