@@ -55,6 +55,17 @@ def test_good_data_have_no_problems(folder, said):
     assert "5 records, 1 table" in out
 
 
+def test_proposals_of_a_csv_file_are_checked_as_those_of_a_pickle(folder, said):
+    path = folder / "boxes.csv"
+    path.write_text("".join(f"{video},{second},0,0.2,0.4,0.9,0.5\n" for video in "ab" for second in (902, 903)))
+    out, bad = said(*raw(folder, "--proposals", path))
+    assert bad
+    assert "1 keyframe has no proposals" in out
+    assert f"{path}: the highest score is 0.5, the threshold 0.85" in out
+    path.write_text("a,902,1,2,30,40\n")
+    assert f"{path}, line 1: y1 is 2, expected a fraction" in said(*raw(folder, "--proposals", path))[0]
+
+
 def changed(old, new):
     def change(folder):
         text = (folder / "train.csv").read_text()
