@@ -116,6 +116,7 @@ def test_a_published_file_is_converted_and_written_back(root, tmp_path, monkeypa
     ours = configs.find(folder)
     # What the file does not tell: max has the same arrays, and 1.x other frames.
     assert (ours.model.operator, ours.clips.frame_shift) == ("avg", 0)
+    assert ours.bank.source.checkpoint == "released:lfb_baseline_v0"
     variables = restore_variables(folder, get_task(ours).abstract_variables())
     assert variables["params"]["classifier"]["fc_cls"]["kernel"].shape == (512, 81)
     assert convert.revert("released:lfb_avg_v0", tmp_path / "back.pth") == len(source)

@@ -19,8 +19,8 @@ def _released(folder: str, name: str, stamp: str, **options: Any) -> Released:
     return Released(f"{folder}/{name}/{name}_{stamp}.pth", _ORIGIN, options=options)
 
 
-def _v1(kind: str, name: str, stamp: str) -> Released:
-    return _released(f"{_NEW}/{kind}", name, stamp)
+def _v1(kind: str, name: str, stamp: str, **options: Any) -> Released:
+    return _released(f"{_NEW}/{kind}", name, stamp, **options)
 
 
 def _v0(name: str, stamp: str, **options: Any) -> Released:
@@ -29,19 +29,22 @@ def _v0(name: str, stamp: str, **options: Any) -> Released:
     return _released(f"{_OLD}/detection/{folder}", full, stamp, **{"clips.frame_shift": 0, **options})
 
 
+# The detector that makes banks for a model, which its file does not name.
+_BANK = {"bank.source.checkpoint": "released:lfb_baseline"}
+_BANK_V0 = {"bank.source.checkpoint": "released:lfb_baseline_v0"}
 _RECIPE = "kinetics400-pretrained-r50_8xb12-4x16x1-20e_ava21-rgb"
 RELEASED = {
-    "lfb_nl": _v1("detection/lfb", f"slowonly-lfb-nl_{_RECIPE}", "20220906-4c5b9f25"),
-    "lfb_max": _v1("detection/lfb", f"slowonly-lfb-max_{_RECIPE}", "20220906-4963135b"),
+    "lfb_nl": _v1("detection/lfb", f"slowonly-lfb-nl_{_RECIPE}", "20220906-4c5b9f25", **_BANK),
+    "lfb_max": _v1("detection/lfb", f"slowonly-lfb-max_{_RECIPE}", "20220906-4963135b", **_BANK),
     "lfb_baseline": _v1("detection/slowonly", f"slowonly_{_RECIPE.replace('12', '16')}", "20220906-953ef5fe"),
     "slowonly_kinetics": _v1(
         "recognition/slowonly",
         "slowonly_imagenet-pretrained-r50_8xb16-4x16x1-steplr-150e_kinetics400-rgb",
         "20220901-e7b65fad",
     ),
-    "lfb_nl_v0": _v0("lfb_nl_kinetics", "20210224-2ae136d9"),
-    "lfb_avg_v0": _v0("lfb_avg_kinetics", "20210301-19c330b7", **{"model.operator": "avg"}),
-    "lfb_max_v0": _v0("lfb_max_kinetics", "20210301-37efcd15"),
+    "lfb_nl_v0": _v0("lfb_nl_kinetics", "20210224-2ae136d9", **_BANK_V0),
+    "lfb_avg_v0": _v0("lfb_avg_kinetics", "20210301-19c330b7", **_BANK_V0, **{"model.operator": "avg"}),
+    "lfb_max_v0": _v0("lfb_max_kinetics", "20210301-37efcd15", **_BANK_V0),
     "lfb_baseline_v0": _v0("slowonly_kinetics", "20201217-40061d5f"),
     "slowonly_kinetics_v0": _released(
         f"{_OLD}/recognition/slowonly", "slowonly_r50_4x16x1_256e_kinetics400_rgb", "20200704-a69556c6"
