@@ -29,8 +29,8 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow as well")
 
 
-FIRST = ("golden milnce", "golden groundnlq", "launch/test_commands", "systems/groundnlq", "systems/milnce", "train")
-FIRST += ("launch",)
+FIRST = ("golden milnce", "golden lfb", "golden groundnlq", "launch/test_commands", "systems/lfb/test_task")
+FIRST += ("systems/groundnlq", "systems/milnce", "train", "launch", "systems/lfb")
 """Longest groups of tests, run first so that no worker is left alone with one of them at the end."""
 
 

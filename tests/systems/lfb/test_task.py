@@ -159,7 +159,7 @@ def mesh_of(count):
     return Mesh(np.array(jax.devices()[:count]).reshape(count, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_devices_agree_in_float64(groups):
     config = configs.load(SMOKE)
     config.batch_groups = groups
