@@ -1,8 +1,9 @@
-"""Show results: python launch/figures.py retrieval|timeline|table|seeds ...
+"""Show results: python launch/figures.py retrieval|timeline|table|compare|seeds ...
 
 retrieval   picture of a few queries, each with frames of its best items and their scores
 timeline    picture of a few sentences, each with frames along its video, the truth and the ranked moments
 table       results beside those of the untrained network and of chance
+compare     every metric of one or several runs, one row each, such as those of all actions
 seeds       mean, standard deviation and range over runs that differ only in their seed
 """
 
@@ -39,6 +40,9 @@ def main() -> None:
     table = commands.add_parser("table", help="print metrics beside those of the untrained network and of chance")
     table.add_argument("sets", nargs="+", metavar="RUN:EVALUATOR[=TITLE]")
     table.add_argument("--metrics", nargs="+", default=["R@1", "R@5", "R@10", "median_rank"])
+    rows = commands.add_parser("compare", help="print all metrics of runs side by side")
+    rows.add_argument("sets", nargs="+", metavar="RUN:EVALUATOR[=TITLE]")
+    rows.add_argument("--prefix", default="", help="print only metrics that begin so, such as AP/")
     seeds = commands.add_parser("seeds", help="print mean, standard deviation and range over seeds")
     seeds.add_argument("--workdirs", required=True, type=Path, nargs="+", help="run folders, named NAME-SEED")
     seeds.add_argument("--evaluators", required=True, nargs="+")
@@ -48,6 +52,8 @@ def main() -> None:
         print_seeds(arguments.workdirs, arguments.evaluators, arguments.metrics)
     elif arguments.command == "table":
         print_table(arguments.sets, arguments.metrics)
+    elif arguments.command == "compare":
+        print_comparison(arguments.sets, arguments.prefix)
     elif arguments.command == "timeline":
         lines = read_lines(arguments.predictions)
         draw_timeline(lines, arguments.videos, arguments.output, arguments.queries)
@@ -128,11 +134,34 @@ def print_table(sets: Sequence[str], metrics: Sequence[str]) -> None:
             if any(value is not None for value in values):
                 rows.append((*next(heads, ("", "")), name, *map(_cell, metrics, values)))
     rows.insert(0, ("", " or ".join(counted), "", *(metric.replace("_", " ") for metric in metrics)))
+    _print_rows(rows, texts=3)
+
+
+def print_comparison(sets: Sequence[str], prefix: str) -> None:
+    """Print every metric whose name begins with `prefix`, one row per metric and one column per evaluation.
+
+    Args:
+      sets: Evaluated runs, as `RUN:EVALUATOR` or `RUN:EVALUATOR=TITLE`.
+      prefix: Beginning of the metrics' names; '' for all.
+    """
+    columns: dict[str, Mapping[str, float | None]] = {}
+    for entry in sets:
+        place, _, title = entry.partition("=")
+        run, _, evaluator = place.rpartition(":")
+        columns[title or place] = read_results(Path(run), evaluator)["metrics"]
+    names = dict.fromkeys(name for found in columns.values() for name in found if name.startswith(prefix))
+    if not names:
+        raise ConfigError(f"--prefix: no metric begins with {prefix!r}")
+    rows = [(name, *(_cell(name, found.get(name)) for found in columns.values())) for name in names]
+    _print_rows([("", *columns), *rows], texts=1)
+
+
+def _print_rows(rows: Sequence[Sequence[str]], texts: int) -> None:
+    """Print aligned columns, of which the first `texts` are texts and the others are numbers."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        left, right = row[:3], row[3:]
-        cells = [f"{cell:<{width}}" for cell, width in zip(left, widths, strict=False)]
-        cells += [f"{cell:>{width}}" for cell, width in zip(right, widths[3:], strict=True)]
+        cells = [f"{cell:<{width}}" for cell, width in zip(row[:texts], widths, strict=False)]
+        cells += [f"{cell:>{width}}" for cell, width in zip(row[texts:], widths[texts:], strict=True)]
         print("  ".join(cells).rstrip())
 
 

@@ -36,6 +36,20 @@ def test_a_table_names_what_was_counted(root, tmp_path):
     ]
 
 
+def test_metrics_of_runs_side_by_side(root, tmp_path):
+    for name, metrics in {"a": {"mAP": 97.1, "AP/1 bend": 5.0}, "b": {"mAP": 9, "AP/3 run": None}}.items():
+        (tmp_path / name / "results").mkdir(parents=True)
+        (tmp_path / name / "results" / "val.json").write_text(json.dumps({"metrics": metrics}))
+    sets = [f"{tmp_path / 'a'}:val=first", f"{tmp_path / 'b'}:val=second"]
+    done = figures(root, "compare", *sets, "--prefix", "AP/")
+    assert [line.split() for line in done.stdout.splitlines()] == [
+        ["first", "second"],
+        ["AP/1", "bend", "5.000", "-"],
+        ["AP/3", "run", "-", "-"],
+    ]
+    assert "no metric begins with 'R@'" in figures(root, "compare", *sets, "--prefix", "R@").stderr
+
+
 def test_a_run_without_results_is_one_line(root, tmp_path):
     done = figures(root, "seeds", "--workdirs", tmp_path / "a-1", "--evaluators", "held", "--metrics", "R@1")
     assert done.returncode == 1

@@ -171,6 +171,6 @@ def test_logs_in_a_checkpoint_do_not_keep_it_from_being_read(tmp_path, monkeypat
     assert read["meta"] == {"epoch": 20}
 
 
-def test_config_of_another_model_is_refused(root):
+def test_an_unknown_operator_is_named(root):
     with pytest.raises(ConfigError, match=r"config\.model\.operator"):
         get_task(smoke(root, "mean"))
