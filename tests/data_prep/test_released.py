@@ -32,5 +32,5 @@ def test_what_no_program_can_fetch_is_one_line(tmp_path, monkeypatch):
         ValueError, match=r"exp_data: no program can fetch it; get it from jiyanggao/TALL, https://drive"
     ):
         released.main(["tacos_sentences", "--output", str(tmp_path)])
-    with pytest.raises(DataError, match="mine: not one of charades_sta, "):
+    with pytest.raises(DataError, match="mine: not one of ava_proposals, charades_sta, "):
         released.main(["mine"])
