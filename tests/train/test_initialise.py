@@ -217,7 +217,7 @@ def test_a_reference_file_is_a_source(tmp_path, installed):
     source = {"source": str(tmp_path / "toy.pth"), "system": "milnce"}
     with pytest.raises(ConversionError, match="not a MIL-NCE checkpoint"):
         start(toy.make_task(config), toy.make_config(init_from=(source,)))
-    with pytest.raises(ConfigError, match="'nobody' is not one of ctrl, groundnlq, milnce, toy, the systems whose"):
+    with pytest.raises(ConfigError, match=r"'nobody' is not one of ctrl, .*, toy, the systems whose"):
         start(toy.make_task(config), toy.make_config(init_from=({**source, "system": "nobody"},)))
     with pytest.raises(ConversionError, match="files of milnce hold no running average"):
         start(toy.make_task(config), toy.make_config(init_from=({**source, "average": True},)))
