@@ -132,7 +132,7 @@ lfb() {
     echo "Training and evaluation had the same nine keyframes: the table shows that the chain works, and no more."
     echo "Picture: $run-lfb/figures/film.png   Film: $run-lfb/figures/film.mp4   Scores: $run-lfb/film"
     echo "Next, your own film:  $python launch/predict.py --checkpoint $run-lfb --video FILM --figure people.png"
-    echo "What a bank is good for, on films with a long memory (hours):  bash examples/long_memory.sh"
+    echo "What a bank is good for, on films with a long memory (an hour):  bash examples/long_memory.sh"
 }
 
 $system
