@@ -177,6 +177,29 @@ def strip_prefix(source: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {name[len(prefix) :]: value for name, value in source.items()}
 
 
+def state_dict_of(source: Any, what: str, required: Sequence[str]) -> dict[str, Any]:
+    """Return the arrays of a loaded checkpoint, or of a bare state dict, by name without the prefix `module.`.
+
+    Args:
+      source: Content of the file.
+      what: Kind of checkpoint for the message, such as 'MIL-NCE'.
+      required: Names by which a checkpoint of this kind is known.
+
+    Raises:
+      ConversionError: if the file holds something else.
+    """
+    content = source.get("state_dict", source) if isinstance(source, Mapping) else source
+    if not isinstance(content, Mapping) or not content:
+        raise ConversionError(f"not a {what} checkpoint: expected a state dict, found a {type(content).__name__}")
+    content = strip_prefix(content, "module.")
+    for name in required:
+        if name not in content:
+            raise ConversionError(
+                f"not a {what} checkpoint: it has no {name!r} (its first name is {next(iter(content))!r})"
+            )
+    return content
+
+
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten {'a': {'b': leaf}} to {'a/b': leaf}; empty branches vanish.
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vlm_jax.interop.released import Released, ReleasedData
-from vlm_jax.interop.rules import CONV3D, LINEAR, ConversionError, Rule, Transform, convert, invert, strip_prefix
+from vlm_jax.interop.rules import CONV3D, LINEAR, ConversionError, Rule, Transform, convert, invert, state_dict_of
 from vlm_jax.models.resnet3d import STEM_FEATURES
 
 _ORIGIN = "open-mmlab/mmaction2"
@@ -112,15 +112,7 @@ def state_dict(source: Any) -> dict[str, np.ndarray]:
     Raises:
       ConversionError: If the file holds something else.
     """
-    content = source.get("state_dict", source) if isinstance(source, Mapping) else source
-    if not isinstance(content, Mapping) or not content:
-        raise ConversionError(f"not a checkpoint of mmaction2: expected a state dict, found a {type(content).__name__}")
-    content = strip_prefix(content, "module.")
-    if STEM not in content:
-        raise ConversionError(
-            f"not a SlowOnly checkpoint: it has no {STEM!r} (its first name is {next(iter(content))!r})"
-        )
-    return content
+    return state_dict_of(source, "SlowOnly", (STEM,))
 
 
 def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:

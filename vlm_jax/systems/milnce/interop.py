@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vlm_jax.interop.released import Released, ReleasedData
-from vlm_jax.interop.rules import CONV3D, LINEAR, ConversionError, Rule, convert, invert, strip_prefix
+from vlm_jax.interop.rules import CONV3D, LINEAR, ConversionError, Rule, convert, invert, state_dict_of
 
 _WILLOW = "https://www.rocq.inria.fr/cluster-willow/amiech/howto100m"
 RELEASED = {
@@ -66,16 +66,7 @@ def state_dict(source: Any) -> dict[str, np.ndarray]:
     Raises:
       ConversionError: If the file holds something else.
     """
-    content = source.get("state_dict", source) if isinstance(source, Mapping) else source
-    if not isinstance(content, Mapping) or not content:
-        raise ConversionError(f"not a MIL-NCE checkpoint: expected a state dict, found a {type(content).__name__}")
-    content = strip_prefix(content, "module.")
-    for name in (STEM, TABLE):
-        if name not in content:
-            raise ConversionError(
-                f"not a MIL-NCE checkpoint: it has no {name!r} (its first name is {next(iter(content))!r})"
-            )
-    return content
+    return state_dict_of(source, "MIL-NCE", (STEM, TABLE))
 
 
 def model_options(source: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
