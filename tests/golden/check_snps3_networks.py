@@ -99,6 +99,16 @@ RESNET = (
 """Rows of ResNet's names."""
 
 
+def rules_of(networks):
+    """Return the rules of networks, given as rows by prefix in the checkpoint."""
+    rules = []
+    for prefix, rows in networks.items():
+        for source, target, *transform in rows:
+            made = Rule.dropped(prefix + source) if target is None else Rule(prefix + source, target, *transform)
+            rules.append(made)
+    return rules
+
+
 def variables_of(case, networks, make, precision):
     """Return the variables of a case's weights, after checks that they are complete and go back to the same names.
 
@@ -108,11 +118,7 @@ def variables_of(case, networks, make, precision):
       make: Function of a key that initialises the network.
       precision: 'float32' or 'float64'.
     """
-    rules = []
-    for prefix, rows in networks.items():
-        for source, target, *transform in rows:
-            made = Rule.dropped(prefix + source) if target is None else Rule(prefix + source, target, *transform)
-            rules.append(made)
+    rules = rules_of(networks)
     weights = {name: array for name, array in case.weights().items() if name.startswith(tuple(networks))}
     found = convert(weights, rules, jax.eval_shape(make, jax.random.key(0)))
     back = invert(found, rules)
@@ -125,18 +131,19 @@ def variables_of(case, networks, make, precision):
 def check(case, found):
     """Compare arrays with those of a case, by the tolerance of its manifest; integers and booleans are exact."""
     assert found, "nothing to compare"
+    rule = {name: case.tolerance[name] for name in ("rtol", "atol")}
     for name, ours in found.items():
         ours, reference = np.asarray(ours), case[name]
         assert ours.shape == reference.shape, f"{name}: shape {ours.shape}, expected {reference.shape}"
         if reference.dtype.kind in "bi":
             np.testing.assert_array_equal(ours, reference, err_msg=name)
         else:
-            np.testing.assert_allclose(ours, reference, err_msg=name, **case.tolerance)
+            np.testing.assert_allclose(ours, reference, err_msg=name, **rule)
 
 
-def bert_of(case, networks, precision):
-    """Return the case's BERT and its variables, with the cross pooler if there are rows for it."""
-    model = Bert(case.config["vocab_size"], 0, 102, num_layers=case.config["num_hidden_layers"])
+def bert_of(case, networks, precision, vocabulary_size, num_layers):
+    """Return the case's BERT without dropout and its variables, with the cross pooler if there are rows for it."""
+    model = Bert(vocabulary_size, 0, 102, num_layers=num_layers, dropout=0.0)
     ids, mask = jnp.zeros((1, 2), int), jnp.ones((1, 2), bool)
 
     def text(model):
@@ -149,9 +156,19 @@ def bert_of(case, networks, precision):
     return model, variables_of(case, networks, lambda key: model.init(key, method=method), precision)
 
 
+def sizes_of(case):
+    """Return vocabulary size and number of layers of a case of the text or the cross encoder."""
+    return case.config["vocab_size"], case.config["num_hidden_layers"]
+
+
+def bert_with_cross_pooler(root):
+    """Return the rows of BERT and the cross pooler by prefix."""
+    return {f"{root}text_encoder.": BERT, f"{root}cross_pooler.": linear("dense", "cross_pooler/dense")}
+
+
 @precise
 def check_text_encoder(case, precision):
-    model, variables = bert_of(case, {"text_encoder.": BERT}, precision)
+    model, variables = bert_of(case, {"text_encoder.": BERT}, precision, *sizes_of(case))
     ids, mask = case["in/input_ids"], case["in/input_mask"].astype(bool)
     text = model.apply(variables, ids, mask, method="text")
     found = {
@@ -168,8 +185,7 @@ def check_text_encoder(case, precision):
 @precise
 def check_cross_encoder_small(case, precision):
     root = "model.model.module."
-    networks = {f"{root}text_encoder.": BERT, f"{root}cross_pooler.": linear("dense", "cross_pooler/dense")}
-    model, variables = bert_of(case, networks, precision)
+    model, variables = bert_of(case, bert_with_cross_pooler(root), precision, *sizes_of(case))
     ids, mask = case["in/input_ids"], case["in/input_mask"].astype(bool)
     visual = case["in/visual_tokens"].astype(precision)
     cross = model.apply(variables, ids, mask, visual, method="cross")
@@ -197,25 +213,31 @@ def projected(case, maps):
     return np.moveaxis(out, -1, 2)
 
 
-def swin_of(case, precision):
-    """Return the case's Video Swin and its variables."""
-    wanted = case.config
-    sizes = wanted["embed_dim"], tuple(wanted["depths"]), tuple(wanted["num_heads"]), tuple(wanted["window"])
-    model = VideoSwin(*sizes)
+def swin_of(case, precision, root="", **sizes):
+    """Return a Video Swin and its variables."""
+    model = VideoSwin(**sizes)
     video = jnp.zeros((1, 1, 32, 32, 3))
-    return model, variables_of(case, {"img_encoder.swin.": SWIN}, lambda key: model.init(key, video), precision)
+    networks = {f"{root}img_encoder.swin.": SWIN}
+    return model, variables_of(case, networks, lambda key: model.init(key, video), precision)
+
+
+def configured_swin(case, precision):
+    """Return the Video Swin of a case that gives its sizes, and its variables."""
+    wanted = case.config
+    sizes = {name: tuple(wanted[theirs]) for name, theirs in (("depths", "depths"), ("heads", "num_heads"))}
+    return swin_of(case, precision, features=wanted["embed_dim"], window=tuple(wanted["window"]), **sizes)
 
 
 @precise
 def check_swin_real(case, precision):
-    model, variables = swin_of(case, precision)
+    model, variables = configured_swin(case, precision)
     maps = model.apply(variables, channels_last(case["in/image_data"]).astype(precision))
     check(case, {"out/grid_feature": np.moveaxis(maps, -1, 2)})
 
 
 @precise
 def check_swin_odd(case, precision):
-    model, variables = swin_of(case, precision)
+    model, variables = configured_swin(case, precision)
     video = np.moveaxis(case["in/video_ncdhw"], 1, -1).astype(precision)
     maps, states = model.apply(
         variables, video, capture_intermediates=lambda module, _: module.name == "patch_embed_norm"
@@ -284,6 +306,43 @@ def check_resnet50_real(case, precision):
     check(case, {"out/grid_feature": projected(case, maps["layer4"])})
 
 
+@precise
+def check_video_qa(case, precision):
+    """Compare the gradients of Video Swin and BERT under a classifier of the pooled cross outputs."""
+    root = "model.module."
+    wanted = case.config
+    swin, visual = swin_of(case, precision, root, depths=(2, 2, 2, 2), drop_path=0.0)
+    networks = bert_with_cross_pooler(root)
+    bert, textual = bert_of(case, networks, precision, wanted["vocab"], wanted["text_layers"])
+    classifier = {name: case.weights()[f"model.clf.{name}"].astype(precision) for name in ("weight", "bias")}
+    ids, mask = case["in/caption_input_ids"], case["in/caption_input_mask"].astype(bool)
+    video = channels_last(case["in/image_data"]).astype(precision)
+
+    def loss(params):
+        maps = swin.apply({"params": params["swin"]}, video, train=True)
+        cross = bert.apply({"params": params["bert"]}, ids, mask, maps.mean((2, 3)), train=True, method="cross")
+        logits = cross.pooled @ params["clf"]["weight"].T + params["clf"]["bias"]
+        losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), case["in/targets"][:, None], 1)
+        return losses.mean(), (logits, cross.pooled)
+
+    params = {"swin": visual["params"], "bert": textual["params"], "clf": classifier}
+    (value, (logits, pooled)), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    check(case, {"loss/cross_entropy": value, "out/logits": logits, "out/pooled": pooled})
+    named = {f"model.clf.{name}": gradient for name, gradient in gradients["clf"].items()}
+    named |= invert({"params": gradients["bert"]}, rules_of(networks))
+    named |= invert({"params": gradients["swin"]}, rules_of({f"{root}img_encoder.swin.": SWIN}))
+    check_gradients(case, named)
+
+
+def check_gradients(case, gradients):
+    """Compare the norms of gradients by name; what the reference has none for has none in ours."""
+    rule = {name: case.tolerance[f"gradnorm_{name}"] for name in ("rtol", "atol")}
+    norms = {f"gradnorm/{name}": np.linalg.norm(np.asarray(x, np.float64)) for name, x in gradients.items()}
+    assert {name for name in case.arrays if name.startswith("gradnorm/")} <= norms.keys()
+    for name, ours in norms.items():
+        np.testing.assert_allclose(ours, case.arrays.get(name, 0.0), err_msg=name, **rule)
+
+
 CHECKERS = {
     "text_encoder": check_text_encoder,
     "cross_encoder_small": check_cross_encoder_small,
@@ -293,4 +352,5 @@ CHECKERS = {
     "pvt_v2_b2_real": check_pvt_v2_b2_real,
     "pvt_masked_clips": check_pvt_masked_clips,
     "resnet50_real": check_resnet50_real,
+    "video_qa": check_video_qa,
 }
