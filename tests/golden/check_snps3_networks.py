@@ -184,6 +184,7 @@ def check_text_encoder(case, precision):
 
 @precise
 def check_cross_encoder_small(case, precision):
+    """Compare all but the logit of a pair, which belongs to the whole model."""
     root = "model.model.module."
     model, variables = bert_of(case, bert_with_cross_pooler(root), precision, *sizes_of(case))
     ids, mask = case["in/input_ids"], case["in/input_mask"].astype(bool)
@@ -283,7 +284,10 @@ def check_pvt_v2_b2_real(case, precision):
 
 @precise
 def check_pvt_masked_clips(case, precision):
-    """Compare the mean over the cells that the case says are no padding, of images that are padded to one size."""
+    """Compare the mean over the cells that the case says are no padding, of images that are padded to one size.
+
+    The case's mask and features after two more layers belong to the whole model.
+    """
     images = list(case.group("in/image_").values())
     batch, clips = case.config["batch"], case.config["n_clips"]
     height, width = np.max([image.shape[1:] for image in images], 0)
