@@ -1,12 +1,12 @@
 """Checkers of the golden cases of lfb that run networks: backbone, box features, operators, detectors, training."""
 
-import functools
 import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from lfb_tolerance import check
+from precision import precise, wide
 
 from vlm_jax.models.resnet3d import SlowOnly
 from vlm_jax.ops.roi_align import roi_align
@@ -25,22 +25,6 @@ from vlm_jax.train.state import create_state
 from vlm_jax.train.step import make_train_step
 
 FBO = "roi_head.shared_head.fbo."
-
-
-def precise(checker):
-    """Return a checker that runs in the given precision, with full-precision products."""
-
-    @functools.wraps(checker)
-    def run(case, precision):
-        with jax.enable_x64(precision == "float64"), jax.default_matmul_precision("highest"):
-            checker(case, precision)
-
-    return run
-
-
-def wide(tree, precision):
-    """Return a tree whose floats have the given precision."""
-    return jax.tree.map(lambda x: np.asarray(x, precision) if np.asarray(x).dtype.kind == "f" else np.asarray(x), tree)
 
 
 def channels_last(array):

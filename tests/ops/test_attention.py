@@ -1,4 +1,4 @@
-"""Banded attention against the whole matrix."""
+"""Banded attention against the whole matrix, and full attention with bias, dropout and weights."""
 
 import itertools
 
@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_jax.ops.attention import BLOCK, full_attention, window_attention
+from vlm_jax.ops.attention import (
+    BLOCK,
+    full_attention,
+    full_attention_and_weights,
+    merge_heads,
+    split_heads,
+    window_attention,
+)
 
 
 def dense(query, key, value, mask, window, relative_bias=None):
@@ -91,3 +98,48 @@ def test_masked_keys_do_not_count_at_all():
         a, b = (np.asarray(function(query, key, v, mask)) for v in (value, loud))
         for row, column in itertools.product(range(2), range(13)):
             np.testing.assert_allclose(a[row, column], b[row, column], rtol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_bias_is_added_to_the_scores(masked):
+    (query, key, value), mask = made(9)
+    bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 9, 9)), jnp.float32)
+    out, weights = full_attention_and_weights(query, key, value, mask if masked else None, bias)
+    scores = jnp.einsum("bthd,bshd->bhts", query, key) / np.sqrt(3) + bias
+    wanted = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -np.inf) if masked else scores, -1)
+    np.testing.assert_allclose(weights, wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(out, jnp.einsum("bhts,bshd->bthd", wanted, value), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(out, full_attention(query, key, value, mask if masked else None, bias))
+
+
+def test_more_axes_before_the_positions_with_a_bias_for_each():
+    (query, key, value), mask = made(6)
+    bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 1, 6, 6)), jnp.float32)
+    folded = full_attention(*(jnp.stack([x, 2 * x], 1) for x in (query, key, value)), jnp.stack([mask, mask], 1), bias)
+    for number, factor in enumerate((1, 2)):
+        alone = full_attention(factor * query, factor * key, factor * value, mask, bias[number])
+        np.testing.assert_allclose(folded[:, number], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_dropout_acts_on_the_weights_that_are_returned():
+    parts, mask = made(6)
+    calm, weights = full_attention_and_weights(*parts, mask)
+    out, dropped = full_attention_and_weights(*parts, mask, dropout=lambda x: x.at[..., 0].set(0))
+    np.testing.assert_array_equal(dropped, weights.at[..., 0].set(0))
+    np.testing.assert_allclose(out, calm - weights[..., 0].transpose(0, 2, 1)[..., None] * parts[2][:, :1], atol=1e-6)
+
+
+def test_softmax_and_bias_are_wide_in_half_precision():
+    parts = [x.astype(jnp.bfloat16) for x in made(6)[0]]
+    # In bfloat16, 64 and 64.125 are the same number.
+    bias = jnp.where(jnp.arange(6) == 2, 64.125, 64.0) - jnp.zeros((2, 6, 6))
+    out, weights = full_attention_and_weights(jnp.zeros_like(parts[0]), *parts[1:], bias=bias)
+    assert out.dtype == weights.dtype == jnp.bfloat16
+    np.testing.assert_allclose(weights[..., 2] / weights[..., 0], np.exp(0.125), rtol=1e-2)
+
+
+def test_heads_split_and_merge():
+    x = jnp.arange(24.0).reshape(2, 12)
+    assert split_heads(x, 3).shape == (2, 3, 4)
+    np.testing.assert_array_equal(split_heads(x, 3)[0, 1], x[0, 4:8])
+    np.testing.assert_array_equal(merge_heads(split_heads(x, 3)), x)

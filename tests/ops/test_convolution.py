@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vlm_jax.ops.convolution import convolve, convolve_depthwise, space_to_depth
+from vlm_jax.ops.convolution import convolve, convolve_depthwise, convolve_depthwise_planes, space_to_depth
 
 
 def test_space_to_depth_has_colour_fastest():
@@ -49,3 +49,15 @@ def test_depthwise_is_one_group_a_channel_and_so_is_its_gradient(taps, stride):
     results = [gradients(function) for function in (convolve_depthwise, grouped)]
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_depthwise_planes_are_one_group_a_channel():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 5, 7, 6)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 6)), jnp.float32)
+    layout = ("NHWC", "HWIO", "NHWC")
+    grouped = jax.lax.conv_general_dilated(
+        x, kernel[:, :, None], (1, 1), "SAME", dimension_numbers=layout, feature_group_count=6
+    )
+    np.testing.assert_allclose(convolve_depthwise_planes(x[:, None], kernel)[:, 0], grouped, rtol=1e-4, atol=1e-5)
+    assert convolve_depthwise_planes(x.astype(jnp.bfloat16), kernel).dtype == jnp.bfloat16

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlm_jax.ops.normalisation import batch_normalise, layer_normalise, scale_channels, weight_channels
+from vlm_jax.ops.normalisation import batch_normalise, l2_normalise, layer_normalise, scale_channels, weight_channels
 from vlm_jax.ops.pixels import to_unit
 
 RNG = np.random.default_rng(0)
@@ -37,6 +37,13 @@ def test_half_precision_keeps_its_type_and_float32_statistics():
 def test_a_row_of_equals_has_a_finite_gradient():
     gradient = jax.jit(jax.grad(lambda x: layer_normalise(x, SCALE, BIAS, 1e-5).sum()))(np.zeros((2, 4), np.float32))
     assert np.isfinite(gradient).all()
+
+
+def test_rows_get_length_1_and_zeros_stay():
+    rows = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(l2_normalise(rows), [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    assert np.isfinite(jax.grad(lambda x: l2_normalise(x).sum())(rows)).all()
+    assert l2_normalise(rows.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
 def test_channels_are_weighted_per_example_or_for_all():

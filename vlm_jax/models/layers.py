@@ -1,5 +1,6 @@
 """Layers that several models share."""
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vlm_jax.ops.convolution import Padding, convolve
-from vlm_jax.ops.normalisation import batch_normalise
+from vlm_jax.ops.normalisation import batch_normalise, layer_normalise
 
 Initializer = Callable[..., jax.Array]
 
@@ -22,6 +23,12 @@ def fan_in_uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jn
 def kaiming_normal(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """Return normal weights with standard deviation sqrt(2 / fan_in), not truncated (He et al. 2015)."""
     return jax.random.normal(key, shape, dtype) * (2 / _fan_in(shape)) ** 0.5
+
+
+def kaiming_normal_fan_out(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Return normal weights of deviation sqrt(2 / fan_out); fan_out is outputs times kernel positions."""
+    fan_out = math.prod(shape[:-2]) * shape[-1]
+    return jax.random.normal(key, shape, dtype) * (2 / fan_out) ** 0.5
 
 
 def _fan_in(shape: tuple[int, ...]) -> int:
@@ -55,7 +62,7 @@ class Linear(nn.Module):
 
 
 class Convolution(nn.Module):
-    """Convolution over video, without bias.
+    """Convolution over video.
 
     Attributes:
       features: Number of output channels.
@@ -72,13 +79,17 @@ class Convolution(nn.Module):
     padding: Padding = ((0, 0), (0, 0), (0, 0))
     kernel_init: Initializer = fan_in_uniform
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Convolve a video `[B, T, H, W, C]`: `[B, T', H', W', features]`."""
         kernel = self.param("kernel", self.kernel_init, (*self.window, x.shape[-1], self.features))
         x, kernel = compute_in(self.dtype, x, kernel)
-        return convolve(x, kernel, strides=self.strides, padding=self.padding)
+        out = convolve(x, kernel, strides=self.strides, padding=self.padding)
+        if self.use_bias:
+            out = out + self.param("bias", nn.initializers.zeros, (self.features,)).astype(out.dtype)
+        return out
 
 
 class BatchNorm(nn.Module):
@@ -125,11 +136,52 @@ class BatchNorm(nn.Module):
         return out.reshape(x.shape)
 
 
-def dense(features: int, dtype: jnp.dtype, name: str) -> nn.Dense:
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation by constants, also in training; scale, bias and statistics are in the collection `frozen`."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise `[..., C]` in at least float32 and keep its shape and type."""
+        shape = (x.shape[-1],)
+        scale, var = (self.variable("frozen", name, jnp.ones, shape).value for name in ("scale", "var"))
+        bias, mean = (self.variable("frozen", name, jnp.zeros, shape).value for name in ("bias", "mean"))
+        factor = scale * lax.rsqrt(var + self.epsilon)
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return (wide * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm over channels with biased variance, computed in at least float32."""
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise `[..., C]`; shape and type stay."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return layer_normalise(x, scale, bias, self.epsilon)
+
+
+def dense(
+    features: int,
+    dtype: jnp.dtype,
+    name: str | None = None,
+    kernel_init: Initializer = fan_in_uniform,
+    use_bias: bool = True,
+) -> nn.Dense:
     """Return a linear layer with `features` outputs, computed in `dtype` (see `compute_in`); its bias starts at 0."""
     # With None, flax promotes inputs and parameters to a common type, which keeps float64.
     wanted = None if jnp.dtype(dtype) == jnp.float32 else dtype
-    return nn.Dense(features, dtype=wanted, kernel_init=fan_in_uniform, name=name)
+    return nn.Dense(features, use_bias=use_bias, dtype=wanted, kernel_init=kernel_init, name=name)
+
+
+def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Set the residual `[B, ...]` of some examples to 0 at random and scale the others, so that the mean stays."""
+    kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], *([1] * (x.ndim - 1))))
+    return x / (1 - rate) * kept
 
 
 def compute_in(dtype: jnp.dtype, *arrays: jax.Array) -> tuple[jax.Array, ...]:

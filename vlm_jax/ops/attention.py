@@ -1,6 +1,7 @@
 """Full attention, and window attention that is computed in blocks."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,21 +13,65 @@ BLOCK = 32
 """Number of queries that share one stretch of keys."""
 
 
-def full_attention(query: jax.Array, key: jax.Array, value: jax.Array, key_mask: jax.Array) -> jax.Array:
+def split_heads(x: jax.Array, heads: int) -> jax.Array:
+    """Split the channels into heads: `[..., C]` -> `[..., H, C / H]`."""
+    return x.reshape(*x.shape[:-1], heads, -1)
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """Join the channels of all heads: `[..., H, D]` -> `[..., H * D]`."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def full_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    key_mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+) -> jax.Array:
     """Return scaled dot-product attention in which every query sees every key that exists.
 
     Args:
-      query: Queries, `[B, T, H, D]` with H heads.
-      key: Keys, `[B, S, H, D]`.
-      value: Values, `[B, S, H, D]`.
-      key_mask: Keys that exist, bool `[B, S]`.
+      query: Queries, `[..., T, H, D]` with H heads.
+      key: Keys, `[..., S, H, D]`.
+      value: Values, `[..., S, H, D]`.
+      key_mask: Keys that exist, bool `[..., S]`; None if all do.
+      bias: Bias added to the scores, broadcast to `[..., H, T, S]`; None for none.
 
     Returns:
-      `[B, T, H, D]`.
+      `[..., T, H, D]`.
     """
-    scores = jnp.einsum("bthd,bshd->bhts", query / math.sqrt(query.shape[-1]), key)
-    weights = _softmax(scores, key_mask[:, None, None, :], scores.dtype)
-    return jnp.einsum("bhts,bshd->bthd", weights, value)
+    return full_attention_and_weights(query, key, value, key_mask, bias)[0]
+
+
+def full_attention_and_weights(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    key_mask: jax.Array | None = None,
+    bias: jax.Array | None = None,
+    dropout: Callable[[jax.Array], jax.Array] | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the attention of `full_attention` and its weights, `[..., T, H, D]` and `[..., H, T, S]`.
+
+    Args:
+      query: Queries, `[..., T, H, D]`.
+      key: Keys, `[..., S, H, D]`.
+      value: Values, `[..., S, H, D]`.
+      key_mask: Keys that exist, bool `[..., S]`; None if all do.
+      bias: Bias added to the scores, broadcast to `[..., H, T, S]`; None for none.
+      dropout: Function that drops some of the weights; the weights returned are those after it. None for none.
+    """
+    scores = jnp.einsum("...thd,...shd->...hts", query / math.sqrt(query.shape[-1]), key)
+    dtype = scores.dtype
+    if bias is not None:
+        scores = scores.astype(jnp.promote_types(dtype, jnp.float32)) + bias
+    seen = True if key_mask is None else key_mask[..., None, None, :]
+    weights = _softmax(scores, seen, dtype)
+    if dropout is not None:
+        weights = dropout(weights)
+    return jnp.einsum("...hts,...shd->...thd", weights, value), weights
 
 
 def window_attention(
@@ -72,7 +117,7 @@ def window_attention(
     return out * mask[:, :, None, None]
 
 
-def _softmax(scores: jax.Array, seen: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def _softmax(scores: jax.Array, seen: jax.Array | bool, dtype: jnp.dtype) -> jax.Array:
     """Return the softmax over the last axis of the scores that are seen, computed in at least float32."""
     scores = scores.astype(jnp.promote_types(dtype, jnp.float32))
     return jax.nn.softmax(jnp.where(seen, scores, FAR), axis=-1).astype(dtype)

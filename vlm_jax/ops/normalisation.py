@@ -33,6 +33,13 @@ def layer_normalise(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: fl
     return forms.choose(plain=_layer_normalise_plain, cpu=_layer_normalise_cpu)(x, scale, bias, epsilon)
 
 
+def l2_normalise(x: jax.Array) -> jax.Array:
+    """Divide every row `[..., C]` by its length, or by 1e-12 where that is larger, in at least float32."""
+    wide = x.astype(_wide(x.dtype))
+    # The square root of a sum of zeros would have an infinite gradient.
+    return wide * lax.rsqrt(jnp.maximum(jnp.square(wide).sum(-1, keepdims=True), 1e-24))
+
+
 def weight_channels(x: jax.Array, weights: jax.Array) -> jax.Array:
     """Multiply a video `[B, T, H, W, C]` by one weight per example and channel `[B, C]`."""
     return forms.choose(plain=_weight_channels_plain, cpu=_weight_channels_cpu)(x, weights)

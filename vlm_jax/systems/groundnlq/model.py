@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vlm_jax.models.layers import compute_in, dense, fan_in_uniform
-from vlm_jax.ops.attention import full_attention, window_attention
+from vlm_jax.models.layers import LayerNorm, compute_in, dense, drop_path, fan_in_uniform
+from vlm_jax.ops.attention import full_attention, merge_heads, split_heads, window_attention
 from vlm_jax.ops.convolution import convolve_depthwise, convolve_time
-from vlm_jax.ops.normalisation import layer_normalise, scale_channels
+from vlm_jax.ops.normalisation import scale_channels
 from vlm_jax.ops.pooling import max_pool
 
-EPSILON = 1e-5
 EMPTY = 1e-6
 """Initial probability of classes without training examples."""
 
@@ -37,17 +36,6 @@ class Levels(NamedTuple):
     logits: list[jax.Array]
     offsets: list[jax.Array]
     masks: list[jax.Array]
-
-
-class LayerNorm(nn.Module):
-    """Layer norm over channels with biased variance, computed in at least float32."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise `[..., C]`; shape and type stay."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_normalise(x, scale, bias, EPSILON)
 
 
 class MaskedConv(nn.Module):
@@ -104,7 +92,7 @@ class SelfAttention(nn.Module):
         for name in ("query", "key", "value"):
             part = DepthwiseConv(self.stride, self.dtype, name=f"{name}_conv")(x, mask)
             part = LayerNorm(name=f"{name}_norm")(part)
-            parts.append(_heads(dense(channels, self.dtype, name)(part), self.heads))
+            parts.append(split_heads(dense(channels, self.dtype, name)(part), self.heads))
         if self.window:
             bias = None
             if self.relative_bias:
@@ -113,7 +101,7 @@ class SelfAttention(nn.Module):
             out = window_attention(*parts, mask, self.window, bias)
         else:
             out = full_attention(*parts, mask)
-        return dense(channels, self.dtype, "project")(_merged(out)) * mask[:, :, None]
+        return dense(channels, self.dtype, "project")(merge_heads(out)) * mask[:, :, None]
 
 
 class CrossAttention(nn.Module):
@@ -126,10 +114,10 @@ class CrossAttention(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, text: jax.Array, text_mask: jax.Array) -> jax.Array:
         """Attend from `x` `[B, T, C]`, `mask` `[B, T]` to `text` `[B, L, C]`, `text_mask` `[B, L]`: `[B, T, C]`."""
         channels = x.shape[-1]
-        query = _heads(dense(channels, self.dtype, "query")(x), self.heads)
-        key, value = (_heads(dense(channels, self.dtype, name)(text), self.heads) for name in ("key", "value"))
+        query = split_heads(dense(channels, self.dtype, "query")(x), self.heads)
+        key, value = (split_heads(dense(channels, self.dtype, name)(text), self.heads) for name in ("key", "value"))
         out = full_attention(query, key, value, text_mask)
-        return dense(channels, self.dtype, "project")(_merged(out)) * mask[:, :, None]
+        return dense(channels, self.dtype, "project")(merge_heads(out)) * mask[:, :, None]
 
 
 class DropPath(nn.Module):
@@ -143,10 +131,7 @@ class DropPath(nn.Module):
         if not self.rate:
             return x
         x = scale_channels(x, self.param("scale", nn.initializers.constant(1e-4), (x.shape[-1],)))
-        if not train:
-            return x
-        kept = jax.random.bernoulli(self.make_rng("drop_path"), 1 - self.rate, (x.shape[0], 1, 1))
-        return x / (1 - self.rate) * kept
+        return drop_path(x, self.rate, self.make_rng("drop_path")) if train else x
 
 
 class Block(nn.Module):
@@ -394,11 +379,3 @@ def position_table(rows: int, dim: int, length: int) -> np.ndarray:
 def _max_pool(x: jax.Array) -> jax.Array:
     """Max-pool over time with window 3 and stride 2: `[B, T, C]` -> `[B, T / 2, C]`."""
     return max_pool(x[:, :, None, None], (3, 1, 1), (2, 1, 1), ((1, 1), (0, 0), (0, 0)))[:, :, 0, 0]
-
-
-def _heads(x: jax.Array, heads: int) -> jax.Array:
-    return x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
-
-
-def _merged(x: jax.Array) -> jax.Array:
-    return x.reshape(*x.shape[:-2], -1)

@@ -8,9 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vlm_jax.models.layers import compute_in
-from vlm_jax.models.resnet3d import kaiming_normal_fan_out
-from vlm_jax.ops.normalisation import layer_normalise
+from vlm_jax.models.layers import LayerNorm, compute_in, kaiming_normal_fan_out
 
 OPERATORS = ("none", "non_local", "avg", "max")
 """Operators by `config.model.operator`; with 'none', the model has no bank."""
@@ -60,17 +58,6 @@ def project(x: jax.Array, weights: tuple[jax.Array, jax.Array], dtype: jnp.dtype
     """Apply a kernel `[C, D]` and a bias `[D]` to `[..., C]`, computed in `dtype` (see `compute_in`): `[..., D]`."""
     x, kernel, bias = compute_in(dtype, x, *weights)
     return x @ kernel + bias
-
-
-class Norm(nn.Module):
-    """Layer norm over the channels, with scale and bias, epsilon 1e-5."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise `[..., C]` and keep its shape and type."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return layer_normalise(x, scale, bias, 1e-5)
 
 
 def attend(
@@ -136,9 +123,9 @@ class NonLocalLayer(nn.Module):
         drop = nn.Dropout(self.dropout, deterministic=not train)
         if self.pre_activate:
             if self.with_norm:
-                out = Norm(name="ln")(out)
+                out = LayerNorm(name="ln")(out)
             return short + drop(project(nn.relu(out), weights, self.dtype))
-        return nn.relu(short + drop(Norm(name="ln")(project(out, weights, self.dtype))))
+        return nn.relu(short + drop(LayerNorm(name="ln")(project(out, weights, self.dtype))))
 
 
 class NonLocalBank(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm_jax.interop.released import Released, ReleasedData
 from vlm_jax.interop.rules import CONV3D, LINEAR, ConversionError, Rule, Transform, convert, invert, state_dict_of
-from vlm_jax.models.resnet3d import STEM_FEATURES
+from vlm_jax.models.resnet import STEM_FEATURES
 
 _ORIGIN = "open-mmlab/mmaction2"
 _OLD = "https://download.openmmlab.com/mmaction"
