@@ -19,6 +19,7 @@ EXTRAS = {
     "matplotlib": "figures",
     "PIL": "figures",
     "cv2": "people",
+    "sentencepiece": "text",
 }
 """Extra of vlm_jax that installs an optional package, by the package's name."""
 
