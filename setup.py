@@ -14,6 +14,7 @@ LMDB = ["lmdb>=1.6"]
 FIGURES = ["matplotlib>=3.9", "pillow>=10.1"]
 PEOPLE = ["opencv-python-headless>=4.10,<5"]  # OpenCV 5 has no people detector
 TEXT = ["sentencepiece>=0.2"]
+WORDS = ["spacy>=3.8", "nltk>=3.9"]
 TENSORBOARD = ["tensorboard>=2.19"]
 TESTS = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"]
 
@@ -51,6 +52,7 @@ setup(
         "figures": FIGURES,
         "people": PEOPLE,
         "text": TEXT,
+        "words": WORDS,
         "tensorboard": TENSORBOARD,
         "test": [*DATA, *VIDEO, *BEAM, *EVAL, *LMDB, *FIGURES, *PEOPLE, *TEXT, *TESTS],
     },

@@ -20,6 +20,8 @@ EXTRAS = {
     "PIL": "figures",
     "cv2": "people",
     "sentencepiece": "text",
+    "spacy": "words",
+    "nltk": "words",
 }
 """Extra of vlm_jax that installs an optional package, by the package's name."""
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from vlm_jax.errors import ConfigError
 from vlm_jax.text.masking import IGNORED
 from vlm_jax.text.tokenizer import Tokenizer
 
@@ -27,7 +28,13 @@ class SignificantWords:
 
     @classmethod
     def from_ranks(cls, ranks: np.ndarray, top: int, groups: dict[int, Sequence[str]]) -> "SignificantWords":
-        """Return the significant words of ranks `[vocabulary size]`, from 0: those of at most `top`."""
+        """Return the significant words of ranks `[vocabulary size]`, from 0: those of at most `top`.
+
+        Raises:
+          ConfigError: If this would be all tokens, because fewer than `top` were ever counted.
+        """
+        if np.max(ranks) <= top:
+            raise ConfigError(f"words_top_k: expected less than the largest rank {np.max(ranks)}, found {top}")
         return cls(np.asarray(ranks) <= top, groups)
 
     @property
