@@ -36,7 +36,7 @@ _VERBS = set(
     fry boil grill wash clean dry play sing dance jump ride drive fly swim climb throw catch kick hit push pull hold
     carry open close turn move look watch see show talk speak say tell ask explain describe discuss laugh smile cry hug
     kiss read write draw paint work build fix repair use try start begin stop finish fall rise grow feed wear fold wrap
-    touch press wait follow lead win lose fight shoot score perform demonstrate prepare serve enjoy relax rest flow float
+    touch press wait follow lead win lose fight shoot score perform prepare serve enjoy relax rest flow float
     wave shake spin slide roll bring leave enter keep find buy sell pay learn teach study cross pass meet""".split()
 )
 _ADJECTIVE_ENDS = ("ful", "ous", "ive", "able", "ible", "less", "ish", "al", "ic")
