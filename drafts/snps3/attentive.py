@@ -38,3 +38,32 @@ def draw_attended(
 def mask_drawn(ids: jax.Array, drawn: jax.Array, mask_id: int) -> tuple[jax.Array, jax.Array]:
     """Return ids in which all drawn tokens are masked, and their labels, `[B, L]` each."""
     return jnp.where(drawn, mask_id, ids), jnp.where(drawn, ids, IGNORED)
+
+
+def sometimes_attended(
+    key: jax.Array,
+    importance: jax.Array,
+    unmasked: jax.Array,
+    ids: jax.Array,
+    labels: jax.Array,
+    special: Sequence[int],
+    mask_id: int,
+    groups: int = 1,
+) -> tuple[jax.Array, jax.Array]:
+    """Return ids and labels, `[B, L]` each, in which half of the groups have attentive masks instead of the given ones.
+
+    Args:
+      key: Random key.
+      importance: Attention that each token received, `[B, L]`; no gradient flows through it.
+      unmasked: Ids without masks, `[B, L]`.
+      ids: Ids with the masks of the data, `[B, L]`.
+      labels: Their labels, `[B, L]`.
+      special: Ids of padding, CLS and SEP.
+      mask_id: Id of the mask token.
+      groups: Number of groups of consecutive captions; each is decided by one draw.
+    """
+    decide, draw = jax.random.split(key)
+    attended = jnp.repeat(jax.random.bernoulli(decide, shape=(groups,)), len(ids) // groups)[:, None]
+    drawn = draw_attended(draw, jax.lax.stop_gradient(importance), unmasked, special)
+    found_ids, found_labels = mask_drawn(unmasked, drawn, mask_id)
+    return jnp.where(attended, found_ids, ids), jnp.where(attended, found_labels, labels)

@@ -4,6 +4,8 @@ Source: alipay/Ant-Multi-Modal-Framework, prj/snps3_vtp. What the reference comp
 masked words, matching pairs) is computed per group of consecutive examples; see `config.batch_groups`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -131,3 +133,14 @@ def matching_pairs(positive: jax.Array, negative: jax.Array) -> tuple[jax.Array,
     logits = jnp.concatenate([positive, negative])
     labels = jnp.repeat(jnp.array([1, 0]), jnp.array([len(positive), len(negative)]), total_repeat_length=len(logits))
     return cross_entropy(logits, labels), hit_rate(logits, labels)
+
+
+def mean_over_groups(loss: Callable[..., jax.Array], groups: int, *arrays: jax.Array) -> jax.Array:
+    """Return the mean of a loss over groups of consecutive examples.
+
+    Args:
+      loss: Function of the groups' arrays, such as `cross_entropy`.
+      groups: Number of groups, G; it divides B.
+      arrays: Arguments of the loss, `[B, ...]` each.
+    """
+    return jax.vmap(loss)(*(each.reshape(groups, -1, *each.shape[1:]) for each in arrays)).mean()

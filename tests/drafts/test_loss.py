@@ -105,3 +105,10 @@ def test_the_matching_head_drops_only_in_training():
     np.testing.assert_array_equal(still[0], still[1])
     trained = head.apply(variables, pooled, train=True, rngs={"dropout": jax.random.key(1)})
     assert (trained != still).any()
+
+
+def test_groups_are_averaged_by_themselves():
+    logits = jnp.log(jnp.array([[0.5, 0.5], [0.5, 0.5], [0.2, 0.8], [0.2, 0.8]]))
+    labels = jnp.array([0, 1, 0, -1])  # log 2, and log 5 of one label
+    found = loss.mean_over_groups(loss.cross_entropy, 2, logits, labels)
+    np.testing.assert_allclose(found, np.log(10) / 2, rtol=1e-6)

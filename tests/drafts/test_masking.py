@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from drafts.snps3.attentive import draw_attended, mask_drawn
+from drafts.snps3.attentive import draw_attended, mask_drawn, sometimes_attended
 from drafts.snps3.masking import SignificantWords, choose_words, mask_significant, number_to_mask, restore
 from vlm_jax.text.masking import IGNORED
 from vlm_jax.text.word_pieces import SPECIAL, WordPieces
@@ -121,3 +121,12 @@ def test_the_number_of_attended_words():
     assert (labels[drawn] == ids[drawn]).all()
     assert (labels[~drawn] == IGNORED).all()
     assert (masked[~drawn] == ids[~drawn]).all()
+
+
+def test_half_of_the_groups_have_attentive_masks():
+    ids, labels = np.full((64, 5), THE), np.full((64, 5), IGNORED)
+    options = {"special": (0, 2, 3), "mask_id": 4, "groups": 32}
+    found = sometimes_attended(jax.random.key(0), np.ones((64, 5), np.float32), ids, ids, labels, **options)
+    masked = (np.asarray(found[1]) != IGNORED).any(1).reshape(32, 2)
+    np.testing.assert_array_equal(masked[:, 0], masked[:, 1])
+    assert 8 < masked[:, 0].sum() < 24

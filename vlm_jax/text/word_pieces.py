@@ -1,5 +1,6 @@
 """WordPiece tokeniser of BERT, uncased (Devlin et al. 2019; google-research/bert, tokenization.py)."""
 
+import functools
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -121,6 +122,7 @@ def _basic_words(text: str) -> list[str]:
     return "".join(f" {each} " if _is_punctuation(each) else each for each in plain).split()
 
 
+@functools.lru_cache(4096)
 def _clean(character: str) -> str:
     if character in " \t\n\r":
         return " "
