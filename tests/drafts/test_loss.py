@@ -112,3 +112,10 @@ def test_groups_are_averaged_by_themselves():
     labels = jnp.array([0, 1, 0, -1])  # log 2, and log 5 of one label
     found = loss.mean_over_groups(loss.cross_entropy, 2, logits, labels)
     np.testing.assert_allclose(found, np.log(10) / 2, rtol=1e-6)
+
+
+def test_a_caption_of_two_videos_matches_both():
+    assert metrics.matches([0, 1, 0, 1], [0, 1, 2, 1]) == ([[0, 2], [1]], [[0], [1], [0]])
+    scores = np.array([[1.0, 2, 3], [3, 2, 1]])
+    found = metrics.retrieval_metrics(scores, [0, 1, 0], [0, 1, 2])
+    assert (found["t2v-r@1"], found["t2v-mr"], found["v2t-r@1"], found["v2t-mr"]) == (0.5, 1.5, 1 / 3, 2)

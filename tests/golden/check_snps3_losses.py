@@ -6,11 +6,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from snps3_tolerance import check
 
-from drafts.snps3 import heads, loss
+from drafts.snps3 import heads, loss, metrics
 from vlm_jax.config import base_config
 from vlm_jax.losses.momentum import enqueue, move_towards
 from vlm_jax.losses.nce import grouped_mil_nce
-from vlm_jax.metrics.retrieval import ranking_metrics
 from vlm_jax.train.schedule import make_schedule
 
 
@@ -140,12 +139,14 @@ def check_itm_head(case, precision):
 
 
 def check_retrieval_metrics(case, precision):
-    """Compare the metrics of both directions."""
-    names = {"R@1": "r@1", "R@5": "r@5", "R@10": "r@10", "mean_recall": "mean_recall", "median_rank": "mr"}
-    for direction, scores in (("t2v", case["in/sim"]), ("v2t", case["in/sim"].T)):
-        ours = ranking_metrics(scores, case.manifest[direction])
-        assert ours.keys() == names.keys()
-        check(case, {f"out/{direction}-{name}": ours[known] for known, name in names.items()})
+    """Compare the metrics of both directions, and the lists of matches."""
+    by_text, by_video = case.manifest["t2v"], case.manifest["v2t"]
+    pairs = [(text, video) for text, videos in enumerate(by_text) for video in videos]
+    texts, videos = zip(*pairs, strict=True)
+    assert metrics.matches(texts, videos) == (by_text, by_video)
+    ours = metrics.retrieval_metrics(case["in/sim"], texts, videos)
+    assert len(ours) == len(case.group("out/"))
+    check(case, {f"out/{name}": value for name, value in ours.items()})
 
 
 def check_lr_schedule(case, precision):
