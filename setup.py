@@ -13,7 +13,10 @@ EVAL = ["scikit-learn>=1.5"]
 LMDB = ["lmdb>=1.6"]
 FIGURES = ["matplotlib>=3.9", "pillow>=10.1"]
 PEOPLE = ["opencv-python-headless>=4.10,<5"]  # OpenCV 5 has no people detector
+TEXT = ["sentencepiece>=0.2"]
+WORDS = ["spacy>=3.8", "nltk>=3.9"]
 TENSORBOARD = ["tensorboard>=2.19"]
+TESTS = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"]
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "vlm_jax" / "__init__.py").read_text(encoding="utf-8")).group(1)
@@ -33,7 +36,6 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12,<1.0",
         "ml_collections>=1.1",
-        "sentencepiece>=0.2",
         "numpy>=2.1",
         "tqdm>=4.66",
     ],
@@ -49,7 +51,9 @@ setup(
         "lmdb": LMDB,
         "figures": FIGURES,
         "people": PEOPLE,
+        "text": TEXT,
+        "words": WORDS,
         "tensorboard": TENSORBOARD,
-        "test": [*DATA, *VIDEO, *BEAM, *EVAL, *LMDB, *FIGURES, *PEOPLE, "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9"],
+        "test": [*DATA, *VIDEO, *BEAM, *EVAL, *LMDB, *FIGURES, *PEOPLE, *TEXT, *TESTS],
     },
 )

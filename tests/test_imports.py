@@ -43,7 +43,7 @@ ALLOWED = {
     "vlm_jax/data/synthetic.py": {*NUMPY_DATA, *BASE, "numpy"},
     "vlm_jax/data/protocol.py": {*BASE},
     "vlm_jax/metrics": {"vlm_jax.metrics", "vlm_jax.errors", "numpy"},
-    "vlm_jax/text": {"vlm_jax.text", "vlm_jax.errors", "numpy", "sentencepiece"},
+    "vlm_jax/text": {"vlm_jax.text", "vlm_jax.errors", "vlm_jax.files", "numpy", "sentencepiece"},
     "vlm_jax/interop": {"vlm_jax.interop", "vlm_jax.errors", "vlm_jax.files", "numpy", "ml_dtypes"},
     "vlm_jax/video": {"vlm_jax.video", "vlm_jax.errors", "numpy", "av"},
     "vlm_jax/task.py": {"vlm_jax.config", "vlm_jax.types", "jax", "ml_collections"},

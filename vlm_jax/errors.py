@@ -19,6 +19,9 @@ EXTRAS = {
     "matplotlib": "figures",
     "PIL": "figures",
     "cv2": "people",
+    "sentencepiece": "text",
+    "spacy": "words",
+    "nltk": "words",
 }
 """Extra of vlm_jax that installs an optional package, by the package's name."""
 

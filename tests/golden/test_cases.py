@@ -6,6 +6,7 @@ import cases
 import lfb_tolerance
 import numpy as np
 import pytest
+import snps3_tolerance
 import test_golden
 
 
@@ -52,3 +53,31 @@ def test_the_first_matching_pattern_and_the_block_of_float64(tmp_path):
     assert lfb_tolerance.rule_for(case, "out/a") == sharp
     assert lfb_tolerance.rule_for(case, "out/a", "float64") == {**sharp, "overrides": {}}
     assert test_golden.has_float64(case.path)
+
+
+@pytest.mark.parametrize(
+    ("stated", "expected"),
+    [
+        ({"exact": True}, {"loss/a": (0, 0), "out/a": (0, 0)}),
+        ({"rtol": 0.1, "atol": 0.2}, {"loss/a": (0.1, 0.2), "grad/a": (0.1, 0.2), "out/a": (0.1, 0.2)}),
+        ({"rtol": 0.1}, {"out/a": (0.1, 0)}),
+        (
+            {"loss_rtol": 0.1, "grad_rtol": 0.2, "grad_atol": 0.3},
+            {"loss/a": (0.1, 0), "grad/a": (0.2, 0.3), "out/a": (1e-4, 1e-5)},
+        ),
+        ({"rtol": 0.1, "gradnorm_rtol": 0.2}, {"gradnorm/a": (0.2, 0), "grad/a": (0.1, 0)}),
+    ],
+)
+def test_the_tolerance_of_a_kind_of_numbers(tmp_path, stated, expected):
+    path = tmp_path / "snps3" / "made.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"system": "snps3", "case": "made", "tolerance": stated}))
+    np.savez(path.with_suffix(".npz"), **{name: np.array([1.0, 2.0]) for name in expected})
+    case = cases.Case(path)
+    for name, (rtol, atol) in expected.items():
+        assert snps3_tolerance.rule_for(case, name) == (rtol, atol)
+        snps3_tolerance.check(case, {name: np.array([1.0, 2.0])})
+        with pytest.raises(AssertionError):
+            snps3_tolerance.check(case, {name: np.array([1.0, 2 + 2.1 * rtol + 1.1 * atol + 1e-9])})
+        with pytest.raises(AssertionError):
+            snps3_tolerance.check(case, {name: np.array([1.0])})
