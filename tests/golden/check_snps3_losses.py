@@ -6,10 +6,10 @@ import numpy as np
 from ml_collections import ConfigDict
 from snps3_tolerance import check
 
-from drafts.snps3 import heads, loss, metrics
 from vlm_jax.config import base_config
 from vlm_jax.losses.momentum import enqueue, move_towards
 from vlm_jax.losses.nce import grouped_mil_nce
+from vlm_jax.systems.snps3 import heads, loss, metrics
 from vlm_jax.train.schedule import make_schedule
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from drafts.snps3.masking import SignificantWords, choose_words, mask_significant, restore
+from vlm_jax.systems.snps3.masking import SignificantWords, choose_words, mask_significant, restore
 from vlm_jax.text import tokenizer
 from vlm_jax.text.masking import mask_tokens
 from vlm_jax.text.word_pieces import WordPieces

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from drafts.snps3 import significant_words
+from vlm_jax.systems.snps3 import significant_words
 
 
 def compare(ours, reference, rtol):

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from drafts.snps3 import answers, captions
-from drafts.snps3.masking import SignificantWords, restore
 from vlm_jax.errors import DataError
+from vlm_jax.systems.snps3 import answers, captions
+from vlm_jax.systems.snps3.masking import SignificantWords, restore
 from vlm_jax.text.masking import IGNORED
 from vlm_jax.text.word_pieces import SPECIAL, WordPieces
 

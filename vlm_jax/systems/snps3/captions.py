@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from drafts.snps3.masking import SignificantWords, choose_words, mask_significant, restore
+from vlm_jax.systems.snps3.masking import SignificantWords, choose_words, mask_significant, restore
 from vlm_jax.text.masking import IGNORED, mask_tokens
 from vlm_jax.text.tokenizer import Tokenizer, frame, padded, window
 

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from drafts.snps3.attentive import draw_attended, mask_drawn, sometimes_attended
-from drafts.snps3.masking import SignificantWords, choose_words, mask_significant, number_to_mask, restore
+from vlm_jax.systems.snps3.attentive import draw_attended, mask_drawn, sometimes_attended
+from vlm_jax.systems.snps3.masking import SignificantWords, choose_words, mask_significant, number_to_mask, restore
 from vlm_jax.text.masking import IGNORED
 from vlm_jax.text.word_pieces import SPECIAL, WordPieces
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from drafts.snps3 import heads, loss, metrics
+from vlm_jax.systems.snps3 import heads, loss, metrics
 
 SCORES = jnp.array([[5.0, 1, 4, 3], [2, 6, 7, 5], [9, 1, 3, 4], [1, 2, 3, 8]])
 

@@ -7,9 +7,10 @@ import types
 import numpy as np
 import pytest
 
-from drafts.snps3 import significant_words, taggers
-from drafts.snps3.masking import SignificantWords
+from data_prep.snps3 import taggers
 from vlm_jax.errors import ConfigError, DataError, MissingPackageError
+from vlm_jax.systems.snps3 import significant_words
+from vlm_jax.systems.snps3.masking import SignificantWords
 from vlm_jax.text import vocabulary
 
 CAPTIONS = ["A man rides a horse", "Two men ride horses in the snow", "the man is cooking", "a red horse runs, slowly"]
