@@ -26,6 +26,7 @@ from vlm_jax.video import decode
 from vlm_jax.video.decode import VideoError
 from vlm_jax.video.listing import ENDINGS, walk
 
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -20,6 +20,7 @@ from vlm_jax.systems.snps3.matching import Encoders, level_2, score_pairs
 from vlm_jax.systems.snps3.table import ItemTable, read_table
 from vlm_jax.task import Evaluator
 from vlm_jax.text import vocabulary
+from vlm_jax.text.tokenizer import Tokenizer
 from vlm_jax.types import Batch, DataShard, Outputs, Pipeline, Variables
 
 PREFIXES = {"level_1": "l1_simi_", "level_2": "l2_simi_"}
@@ -40,25 +41,24 @@ def make_evaluators(config: ConfigDict, encoders: Encoders) -> dict[str, Evaluat
     for name, wanted in config.evaluation.items():
         if wanted.kind not in (*KINDS, "loss"):
             raise ConfigError(f"config.evaluation.{name}.kind: {wanted.kind!r} is not one of {', '.join(KINDS)}, loss")
-        if wanted.kind in KINDS:
-            head, needed = config.head, wanted.kind == "answers"
-            matched = wanted.kind == "choices" or (wanted.kind == "retrieval" and wanted.level_2)
-            if (matched and head == "question_answering") or (needed and head != "question_answering"):
-                raise ConfigError(
-                    f"config.evaluation.{name}.kind: {wanted.kind!r} needs "
-                    f"{'config.head = ' if needed else 'another config.head than '}'question_answering', found {head!r}"
-                )
-            made[name] = KINDS[wanted.kind](config, name, encoders)
+        if wanted.kind == "loss":
+            continue
+        asks = config.head == "question_answering"
+        if wanted.kind == "answers" and not asks:
+            raise ConfigError(
+                f"config.evaluation.{name}.kind: 'answers' needs a run of question_answering, found {config.head}"
+            )
+        if asks and (wanted.kind == "choices" or (wanted.kind == "retrieval" and wanted.level_2)):
+            raise ConfigError(
+                f"config.evaluation.{name}.kind: {wanted.kind!r} needs level 2, which question_answering does not train"
+            )
+        made[name] = KINDS[wanted.kind](config, name, encoders)
     return made
 
 
-def text_arrays(config: ConfigDict, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """Return `text` and `text_mask`, int32 `[N, L]`, of the beginnings of texts.
-
-    Raises:
-      TokenizerError: If the vocabulary cannot be used.
-    """
-    settings = CaptionSettings(vocabulary.load(config.text.vocabulary), config.text.length)
+def text_arrays(tokenizer: Tokenizer, length: int, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return `text` and `text_mask`, int32 `[N, L]`, of the beginnings of texts."""
+    settings = CaptionSettings(tokenizer, length)
     pairs = [fixed_text(text, settings) for text in texts]
     text, mask = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
     return {"text": text, "text_mask": mask}
@@ -107,8 +107,9 @@ def _retrieval(config: ConfigDict, name: str, encoders: Encoders) -> Evaluator:
                 f"{wanted.directory}: {len(outputs['clips'])} videos of {wanted.split} were read, its table has "
                 f"{len(found.videos)}"
             )
+        texts = text_arrays(vocabulary.load(config.text.vocabulary), config.text.length, found.texts)
         blocks = {"row_block": wanted.row_block, "column_block": wanted.column_block}
-        return score_pairs(encoders, second, variables, text_arrays(config, found.texts), outputs, mesh, **blocks)
+        return score_pairs(encoders, second, variables, texts, outputs, mesh, **blocks)
 
     def summarize(outputs: Outputs) -> dict[str, float]:
         return summarize_retrieval(outputs, table().pair_texts.tolist(), table().pair_videos.tolist())
@@ -175,7 +176,9 @@ def rankings(table: ItemTable, scores: Outputs, best: int = BEST) -> Iterator[di
     for number, own in enumerate(truths):
         orders = {level: np.argsort(-scores[level][number], kind="stable") for level in levels}
         right = set(own)
-        ranks = {level: next(i for i, v in enumerate(order.tolist(), 1) if v in right) for level, order in orders.items()}
+        ranks = {
+            level: next(i for i, v in enumerate(order.tolist(), 1) if v in right) for level, order in orders.items()
+        }
         yield {
             "text": number,
             "caption": table.texts[number],
@@ -329,10 +332,9 @@ def _accuracy(predicted: np.ndarray, labels: Sequence[Sequence[int]]) -> dict[st
     counts = {"questions": float(len(labels))}
     if not known:
         return counts
-    right = [int(predicted[number]) in labels[number] for number in known]
     outside = sum(max(labels[number]) < 0 for number in known)
     counts |= {"outside_vocabulary": float(outside)} if outside else {}
-    return {"accuracy": round(float(np.mean(right)), 4), **counts}
+    return {"accuracy": metrics.accuracy(predicted[known], [labels[number] for number in known]), **counts}
 
 
 def _write_lines(path: Path, lines: Iterator[Mapping[str, Any]]) -> None:
