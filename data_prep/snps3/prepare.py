@@ -79,9 +79,7 @@ def make_storage(arguments: argparse.Namespace) -> Storage:
             raise DataError(f"--{name}: expected at least {least}, found {getattr(arguments, name)}")
     if arguments.format == "video" and (arguments.num_frames or arguments.max_side):
         raise DataError("--format video: files are kept as they are, without --num_frames and --max_side")
-    return Storage(
-        arguments.format, arguments.num_frames, arguments.max_side, arguments.quality, arguments.frame_rate
-    )
+    return Storage(arguments.format, arguments.num_frames, arguments.max_side, arguments.quality, arguments.frame_rate)
 
 
 def read_annotations(arguments: argparse.Namespace) -> tuple[list[Line], list[Fault]]:
@@ -99,7 +97,8 @@ def read_annotations(arguments: argparse.Namespace) -> tuple[list[Line], list[Fa
             found.append(line)
             continue
         stem = Path(line.clip_name).stem
-        path = next((p for p in (arguments.transcripts / stem, arguments.transcripts / f"{stem}.json") if p.is_file()), None)
+        files = (arguments.transcripts / f"{stem}{ending}" for ending in ("", ".json"))
+        path = next((path for path in files if path.is_file()), None)
         try:
             spoken = annotations.spoken_parts(line, annotations.read_transcript(path)) if path else []
             reason = ("no speech", str(path)) if path else ("no transcript", str(arguments.transcripts / stem))
@@ -210,7 +209,5 @@ def _add_commands(commands: Commands) -> None:
     )
     parser.add_argument("--answers", type=Path, help="vocabulary of answers, a JSON list, for questions")
     parser.add_argument("--num_answers", type=int, default=0, help="number of answers, if labels are numbers")
-    parser.add_argument(
-        "--transcripts", type=Path, help="folder of JSON files of speech, for videos without a caption"
-    )
+    parser.add_argument("--transcripts", type=Path, help="folder of JSON files of speech, for videos without a caption")
     parser.set_defaults(run=items)

@@ -24,7 +24,8 @@ class CaptionSettings:
     Attributes:
       tokenizer: Tokeniser.
       length: Number of tokens of every text, L.
-      words: Significant words, which are masked first; None masks all words alike.
+      words: Significant words, which are masked first, and chosen for local matching; None masks all words alike.
+      mask_significant: If false, all words are masked alike in any case.
       number_of_words: Number of words for local matching, W.
       strict: If true, the reference's slips are kept: the raw and the masked caption have windows of their own, and
         those of `mask_significant`.
@@ -33,6 +34,7 @@ class CaptionSettings:
     tokenizer: Tokenizer
     length: int = 30
     words: SignificantWords | None = None
+    mask_significant: bool = True
     number_of_words: int = 3
     strict: bool = False
 
@@ -63,7 +65,7 @@ def masked_caption(
     raw, mask = frame(ids[part], length, tokenizer)
     if settings.strict:
         part = window(len(ids), length, random)
-    if settings.words is None:
+    if settings.words is None or not settings.mask_significant:
         found, labels = mask_tokens(ids[part], random, tokenizer)
     else:
         found, labels = mask_significant(ids[part], settings.words, random, tokenizer, strict=settings.strict)
