@@ -25,7 +25,7 @@ from vlm_jax.train.step import make_train_step
 TEXTS = {
     "raw": "caption_raw_input_ids",
     "masked": "caption_input_ids",
-    "mask": "caption_input_mask",
+    "raw_mask": "caption_input_mask",
     "labels": "caption_lm_label_ids",
     "false": "caption_false_input_ids",
     "false_mask": "caption_false_input_mask",

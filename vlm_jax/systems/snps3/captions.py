@@ -56,8 +56,8 @@ def masked_caption(
       settings: Settings.
 
     Returns:
-      `raw` and `mask`, ids and mask of the caption; `masked` and `labels`, its ids with masks and their labels; `false`
-      and `false_mask`; and `words`, positions of the words for local matching.
+      `raw` and `raw_mask`, ids and mask of the caption; `masked` and `labels`, its ids with masks and their labels;
+      `false` and `false_mask`; and `words`, positions of the words for local matching.
     """
     tokenizer, length = settings.tokenizer, settings.length
     ids = tokenizer.encode(caption)
@@ -72,7 +72,14 @@ def masked_caption(
     masked, _ = frame(found.tolist(), length, tokenizer)
     labels = padded([IGNORED, *labels], length, IGNORED)
     false, false_mask = _framed(tokenizer.encode(false_caption), settings, random)
-    arrays = {"raw": raw, "mask": mask, "masked": masked, "labels": labels, "false": false, "false_mask": false_mask}
+    arrays = {
+        "raw": raw,
+        "raw_mask": mask,
+        "masked": masked,
+        "labels": labels,
+        "false": false,
+        "false_mask": false_mask,
+    }
     if settings.words is not None:
         special = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
         chosen = choose_words(restore(masked, labels), settings.words, random, special, settings.number_of_words)

@@ -104,9 +104,7 @@ def evaluation_pipeline(config: ConfigDict, wanted: ConfigDict, shard: DataShard
     use = USES[config.head] if wanted.kind == "loss" else EVALUATED[wanted.kind]
     split, table = open_split(wanted.directory, wanted.split, use, config)
     source = (
-        _train_source(split, table, config.head)
-        if wanted.kind == "loss"
-        else ItemSource(table, np.arange(len(table)))
+        _train_source(split, table, config.head) if wanted.kind == "loss" else ItemSource(table, np.arange(len(table)))
     )
     buckets = samples.evaluation_buckets([source], frames)
     canvas = (buckets.sizes[0][-1], buckets.sizes[1][-1]) if buckets else (0, 0)
