@@ -153,8 +153,8 @@ def default_config() -> ConfigDict:
         {
             # If true, half of the groups mask what the text encoder attends to, instead of the data's choice.
             "attentive_masking": True,
-            # Level 2 with negatives that level 1 chooses: '' (all of the group), 'top_k' or 'nearliest' (spelled so). With
-            # `reweight`, level 1 also weights the texts.
+            # Level 2 with negatives that level 1 chooses: '' (all of the group), 'top_k' or 'nearliest' (spelled so).
+            # With `reweight`, level 1 also weights the texts.
             "hard_mining": "",
             "reweight": False,
         }
