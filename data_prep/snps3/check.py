@@ -1,2 +1,4 @@
 """Check."""
+
+
 def check(words): ...

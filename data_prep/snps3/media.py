@@ -124,7 +124,9 @@ def find_medium(media: Path, clip_name: str, kind: str) -> Path | list[Path] | b
     if is_lmdb(media):
         value = read_value(media, str(PurePosixPath(clip_name).with_suffix("")))
         if value is None:
-            raise _MediaError(f"{kind} is missing", f"no key {str(PurePosixPath(clip_name).with_suffix(''))!r} in {media}")
+            raise _MediaError(
+                f"{kind} is missing", f"no key {str(PurePosixPath(clip_name).with_suffix(''))!r} in {media}"
+            )
         return value
     if Path(clip_name).is_absolute() or ".." in Path(clip_name).parts:
         raise _MediaError("name leads out of the folder", clip_name)
@@ -209,7 +211,9 @@ def _frames_example(frames: Sequence[bytes], storage: Storage) -> Example:
     if len(set(sizes)) > 1:
         raise _MediaError("frames differ in size", f"{len(set(sizes))} sizes, such as {sorted(set(sizes))[:2]}")
     if 0 < storage.max_side < max(sizes[0]):
-        frames = [storage.encode(tf.io.decode_jpeg(frame, 3, dct_method="INTEGER_ACCURATE").numpy()) for frame in frames]
+        frames = [
+            storage.encode(tf.io.decode_jpeg(frame, 3, dct_method="INTEGER_ACCURATE").numpy()) for frame in frames
+        ]
     return _packed(frames)
 
 

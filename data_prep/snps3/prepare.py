@@ -25,6 +25,9 @@ import numpy as np
 
 from data_prep import shards
 from data_prep.commands import Commands, run_command
+from data_prep.snps3 import answers as prepare_answers
+from data_prep.snps3 import vocabulary as prepare_vocabulary
+from data_prep.snps3 import words as prepare_words
 from data_prep.snps3.check import check
 from data_prep.snps3.media import FORMATS, MEDIA, Storage, Wanted, check_media, part_records
 from data_prep.tables import write_rows
@@ -79,9 +82,7 @@ def make_storage(arguments: argparse.Namespace) -> Storage:
             raise DataError(f"--{name}: expected at least {least}, found {getattr(arguments, name)}")
     if arguments.format == "video" and (arguments.num_frames or arguments.max_side):
         raise DataError("--format video: files are kept as they are, without --num_frames and --max_side")
-    return Storage(
-        arguments.format, arguments.num_frames, arguments.max_side, arguments.quality, arguments.frame_rate
-    )
+    return Storage(arguments.format, arguments.num_frames, arguments.max_side, arguments.quality, arguments.frame_rate)
 
 
 def read_annotations(arguments: argparse.Namespace) -> tuple[list[Line], list[Fault]]:
@@ -99,7 +100,8 @@ def read_annotations(arguments: argparse.Namespace) -> tuple[list[Line], list[Fa
             found.append(line)
             continue
         stem = Path(line.clip_name).stem
-        path = next((p for p in (arguments.transcripts / stem, arguments.transcripts / f"{stem}.json") if p.is_file()), None)
+        files = (arguments.transcripts / f"{stem}{ending}" for ending in ("", ".json"))
+        path = next((path for path in files if path.is_file()), None)
         try:
             spoken = annotations.spoken_parts(line, annotations.read_transcript(path)) if path else []
             reason = ("no speech", str(path)) if path else ("no transcript", str(arguments.transcripts / stem))
@@ -133,7 +135,7 @@ def count_answers(arguments: argparse.Namespace, lines: Sequence[Line], vocabula
     if not arguments.num_answers:
         largest = max(int(each) for line in lines for each in line.answers)
         raise DataError(
-            f"--num_answers: labels are numbers up to {largest}; give the number of answers, the same for all splits"
+            f"--num_answers: labels are numbers up to {largest}; give their number, the same for all splits"
         )
     return arguments.num_answers
 
@@ -185,7 +187,13 @@ def write_companions(
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command that `words`, by default those of the command line, name."""
-    run_command(words, __doc__, check, _add_commands)
+    run_command(words, __doc__, check, _add_all_commands)
+
+
+def _add_all_commands(commands: Commands) -> None:
+    _add_commands(commands)
+    for module in (prepare_answers, prepare_vocabulary, prepare_words):
+        module.add_commands(commands)
 
 
 def _add_commands(commands: Commands) -> None:
@@ -210,7 +218,5 @@ def _add_commands(commands: Commands) -> None:
     )
     parser.add_argument("--answers", type=Path, help="vocabulary of answers, a JSON list, for questions")
     parser.add_argument("--num_answers", type=int, default=0, help="number of answers, if labels are numbers")
-    parser.add_argument(
-        "--transcripts", type=Path, help="folder of JSON files of speech, for videos without a caption"
-    )
+    parser.add_argument("--transcripts", type=Path, help="folder of JSON files of speech, for videos without a caption")
     parser.set_defaults(run=items)

@@ -1,6 +1,7 @@
 """From video files to search results and answers, with small models of random numbers."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -84,8 +85,7 @@ def test_frames_are_those_that_evaluation_samples(folder, models):
     np.testing.assert_array_equal(read_part(film, 2.8, 9.0, 2), frames[[28, 29]])
     model = models["retrieval"]
     shown = evaluation_view(frames[[7, 22]], model.config.frames, strict=False)
-    encode = get_task(model.config).encoders["video"]
-    expected = encode(model.variables, {"video": shown[None]})
+    expected = encoders_of(model)["video"](model.variables, {"video": shown[None]})
     found = model.encode_video(film)
     np.testing.assert_allclose(found.clips, expected["clips"][0], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.tokens, expected["tokens"][0], rtol=1e-4, atol=1e-5)
@@ -108,9 +108,14 @@ def test_a_video_of_one_frame_is_an_image_repeated(folder, models, tmp_path):
     np.testing.assert_allclose(image.clips, found.clips, rtol=1e-4, atol=1e-4)
 
 
+@functools.cache
+def encoders_of(model):
+    return {name: jax.jit(encoder) for name, encoder in get_task(model.config).encoders.items()}
+
+
 def scores(model, texts, videos):
     """Both levels of all pairs, one by one."""
-    tokenizer, encoders = load(model.config.text.vocabulary), get_task(model.config).encoders
+    tokenizer, encoders = load(model.config.text.vocabulary), encoders_of(model)
     levels = np.zeros((2, len(texts), len(videos)))
     for row, text in enumerate(texts):
         ids, mask = fixed_text(text, CaptionSettings(tokenizer, model.config.text.length))

@@ -113,7 +113,7 @@ def objective(
 
 
 def _pretraining(module: SnpS3, batch: Batch, settings: Settings, train: bool) -> tuple[Reports, Reports, Outputs]:
-    mask, groups = batch["mask"].astype(bool), settings.groups
+    mask, groups = batch["raw_mask"].astype(bool), settings.groups
     clips = module.clips(batch["video"], settings.clips, batch.get("size"), train)
     text = module.bert.text(batch["raw"], mask, train)
     outputs = Outputs(text.embedding, clips)
@@ -273,7 +273,7 @@ def _momentum_contrast(
 
 
 def _keys(module: SnpS3, batch: Batch, settings: Settings) -> tuple[jax.Array, jax.Array]:
-    ids, mask = ("raw", "mask") if settings.head == "pretraining" else ("text", "text_mask")
+    ids, mask = ("raw", "raw_mask") if settings.head == "pretraining" else ("text", "text_mask")
     text = module.bert.text(batch[ids], batch[mask].astype(bool), train=True).embedding
     return text, module.clips(batch["video"], settings.clips, batch.get("size"), train=True).embeddings
 

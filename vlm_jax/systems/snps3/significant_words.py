@@ -198,3 +198,31 @@ def lemma_groups(words: Sequence[str], lemma: Callable[[str], str]) -> list[list
         if base:
             groups.setdefault(base, []).append(word)
     return [list(groups[base]) if base and len(groups[base]) > 1 else [] for base in lemmas]
+
+
+def write_groups(path: Path, groups: Sequence[Sequence[str]]) -> None:
+    """Write lemma groups as the reference's `vocab_simi_list_new.json`: a JSON list with one list per token."""
+    write_atomically(path, json.dumps(groups).encode())
+
+
+def read_groups(path: Path, size: int) -> dict[int, list[str]]:
+    """Return the words with the same lemma by token, without tokens that have none.
+
+    Args:
+      path: File of the reference or of `write_groups`.
+      size: Number of tokens of the vocabulary.
+
+    Raises:
+      DataError: If the file cannot be read or is of another vocabulary.
+    """
+    try:
+        groups = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: expected a JSON list with the words of every token ({error})") from None
+    if not isinstance(groups, list) or not all(
+        isinstance(group, list) and all(isinstance(word, str) for word in group) for group in groups
+    ):
+        raise DataError(f"{path}: expected a JSON list with the words of every token")
+    if len(groups) != size:
+        raise DataError(f"{path}: has groups of {len(groups)} tokens, expected those of a vocabulary of {size}")
+    return {token: group for token, group in enumerate(groups) if group}

@@ -6,7 +6,6 @@ questions share one record. Texts are stored as one array of bytes, because ther
 
 import dataclasses
 import functools
-import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path

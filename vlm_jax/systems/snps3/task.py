@@ -189,7 +189,7 @@ def batch_specs(config: ConfigDict) -> dict[str, dict[str, jax.ShapeDtypeStruct]
         sides = [(height, width) for height in frames.heights for width in frames.widths]
     text = ((length,), np.int32)
     shapes = {
-        "pretraining": dict.fromkeys(("raw", "mask", "masked", "labels", "false", "false_mask"), text),
+        "pretraining": dict.fromkeys(("raw", "raw_mask", "masked", "labels", "false", "false_mask"), text),
         "retrieval": {"text": text, "text_mask": text},
         "question_answering": {"text": text, "text_mask": text, "labels": ((MOST_LABELS,), np.int32)},
         "multiple_choice": {
