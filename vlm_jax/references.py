@@ -58,7 +58,7 @@ def config_of(system: str, arrays: Mapping[str, Any]) -> ConfigDict:
     """Return the published config, with the model sizes taken from a reference checkpoint's arrays."""
     config = configs.system_module(system, "config").default_config()
     for section, values in configs.system_module(system, "interop").model_options(arrays).items():
-        config[section].update(values)
+        (config[section] if section else config).update(values)
     return config
 
 

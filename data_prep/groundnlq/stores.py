@@ -4,16 +4,16 @@ The values of the reference's LMDB are compressed `.npz` files. Each has a stray
 argument was passed to `np.savez_compressed`. Nothing is unpickled here.
 """
 
-import functools
 import io
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from data_prep.key_values import environment, is_lmdb, read_value
 from vlm_jax.array_files import check_numbers, load_array, read_member
 from vlm_jax.data import feature_store as clips
 from vlm_jax.data.records import Skip
@@ -131,7 +131,7 @@ def open_store(path: Path, keys: Sequence[str]) -> Store:
       DataError: for a path that is none of these.
     """
     try:
-        if (path / "data.mdb").is_file() or path.suffix in (".mdb", ".lmdb"):
+        if is_lmdb(path):
             return _Lmdb(path, keys)
         if path.is_dir():
             return _Folder(path, keys)
@@ -140,45 +140,25 @@ def open_store(path: Path, keys: Sequence[str]) -> Store:
         raise DataError(str(error)) from None
 
 
-@functools.cache
-def _environment(path: Path) -> Any:
-    """Open an LMDB. It is cached because a process may open an LMDB only once."""
-    try:
-        import lmdb
-    except ImportError:
-        raise DataError(f"{path}: an LMDB; pip install 'vlm_jax[lmdb]' to read it") from None
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    try:
-        return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False)
-    except lmdb.Error as error:
-        raise DataError(f"{path}: not an LMDB ({error})") from None
-
-
 class _Lmdb:
     """Store in an LMDB."""
 
     settings = None
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
-        self.environment, self.keys, self.is_folder = _environment(path.resolve()), keys, path.is_dir()
+        self.path, self.keys, self.is_folder = path, keys, path.is_dir()
+        environment(path.resolve())
 
     def names(self) -> Iterator[str]:
         """Yield all keys, which an LMDB keeps sorted."""
-        with self.environment.begin() as transaction:
+        with environment(self.path.resolve()).begin() as transaction:
             for key in transaction.cursor().iternext(keys=True, values=False):
                 yield bytes(key).decode(errors="backslashreplace")
 
     def read(self, name: str) -> np.ndarray | None:
         """Return an array, see `Store.read`."""
-        import lmdb
-
-        try:
-            with self.environment.begin(buffers=True) as transaction:
-                value = transaction.get(name.encode())
-                return None if value is None else decode(bytes(value), self.keys)
-        except lmdb.Error as error:  # a damaged page, or a name that no key can have
-            raise ValueError(f"not to be read from the LMDB ({error})") from None
+        value = read_value(self.path, name)
+        return None if value is None else decode(value, self.keys)
 
     def files(self, name: str) -> tuple[str, ...]:
         """Return files, see `Store.files`."""

@@ -68,14 +68,21 @@ class Layer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Apply the layer to `[B, T, D]`, of which `mask` `[B, T]` exists; also return the attention weights."""
+    def __call__(
+        self, x: jax.Array, mask: jax.Array, train: bool, outputs: int | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Apply the layer to `[B, T, D]`, of which `mask` `[B, T]` exists; also return the attention weights.
+
+        With `outputs`, only as many positions are computed, from the first on.
+        """
         linear = functools.partial(dense, dtype=self.dtype, kernel_init=INITIAL)
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        parts = [split_heads(linear(x.shape[-1], name=name)(x), self.heads) for name in ("query", "key", "value")]
+        wanted = x[:, :outputs]
+        inputs = {"query": wanted, "key": x, "value": x}
+        parts = [split_heads(linear(x.shape[-1], name=name)(given), self.heads) for name, given in inputs.items()]
         attended, weights = full_attention_and_weights(*parts, mask, dropout=drop)
         attended = linear(x.shape[-1], name="attention_output")(merge_heads(attended))
-        x = LayerNorm(EPSILON, name="attention_norm")(x + drop(attended))
+        x = LayerNorm(EPSILON, name="attention_norm")(wanted + drop(attended))
         hidden = nn.gelu(linear(self.hidden, name="intermediate")(x), approximate=False)
         out = linear(x.shape[-1], name="output")(hidden)
         return LayerNorm(EPSILON, name="output_norm")(x + drop(out)), weights
@@ -105,6 +112,7 @@ class Bert(nn.Module):
       hidden: Number of channels inside a layer.
       positions: Largest number of positions.
       dropout: Dropout rate of embeddings, attention weights and residuals.
+      remat: If true, layers are computed again in the backward pass, which saves memory.
       dtype: Compute type; parameters, softmax and norms are at least float32.
     """
 
@@ -117,6 +125,7 @@ class Bert(nn.Module):
     hidden: int = 3072
     positions: int = 512
     dropout: float = 0.1
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -126,7 +135,8 @@ class Bert(nn.Module):
         self.type_embeddings = self.param("type_embeddings", INITIAL, (2, self.features))
         self.embeddings_norm = LayerNorm(EPSILON)
         self.embeddings_dropout = nn.Dropout(self.dropout)
-        self.layer = [Layer(self.heads, self.hidden, self.dropout, self.dtype) for _ in range(self.num_layers)]
+        kind = nn.remat(Layer, static_argnums=(3, 4)) if self.remat else Layer
+        self.layer = [kind(self.heads, self.hidden, self.dropout, self.dtype) for _ in range(self.num_layers)]
         self.pooler = Pooler(self.dtype)
         self.cross_pooler = Pooler(self.dtype)
 
@@ -151,12 +161,16 @@ class Bert(nn.Module):
           visual: Visual tokens, `[B, N, D]`.
           train: If true, dropout is active.
         """
-        embedded = jnp.concatenate([self.embed_text(ids, train), self.embed_visual(visual, train)], 1)
-        count = visual.shape[1]
-        mask = jnp.pad(mask, ((0, 0), (0, count + 1)), constant_values=True)
-        sequence, _ = self.encode(embedded, mask, train)
-        length = ids.shape[1]
+        sequence, _ = self.encode(*self._embed_both(ids, mask, visual, train), train)
+        length, count = ids.shape[1], visual.shape[1]
         return Cross(sequence[:, :length], sequence[:, length : length + count], self.cross_pooler(sequence))
+
+    def pool_cross(self, ids: jax.Array, mask: jax.Array, visual: jax.Array, train: bool = False) -> jax.Array:
+        """Return what `cross` returns as `pooled`, `[B, D]`; the last layer computes nothing else."""
+        x, mask = self._embed_both(ids, mask, visual, train)
+        for layer in self.layer[:-1]:
+            x, _ = layer(x, mask, train)
+        return self.cross_pooler(self.layer[-1](x, mask, train, 1)[0])
 
     def embed_text(self, ids: jax.Array, train: bool = False) -> jax.Array:
         """Return what the encoder reads for ids `[B, L]`: `[B, L, D]`."""
@@ -178,6 +192,13 @@ class Bert(nn.Module):
             wide = jnp.promote_types(weights.dtype, jnp.float32)
             importance += jax.lax.stop_gradient(weights).mean(1, dtype=wide).sum(1)
         return x, importance
+
+    def _embed_both(
+        self, ids: jax.Array, mask: jax.Array, visual: jax.Array, train: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return text, visual tokens and separator as the encoder reads them, and which of them exist."""
+        embedded = jnp.concatenate([self.embed_text(ids, train), self.embed_visual(visual, train)], 1)
+        return embedded, jnp.pad(mask.astype(bool), ((0, 0), (0, visual.shape[1] + 1)), constant_values=True)
 
     def _embed(self, x: jax.Array, kind: int, train: bool) -> jax.Array:
         x = x + self.position_embeddings[: x.shape[1]] + self.type_embeddings[kind]

@@ -133,6 +133,7 @@ class PyramidTransformer(nn.Module):
       heads: Number of heads of each stage.
       ratios: Number of channels inside the MLPs per channel outside, by stage.
       reductions: Factor by which height and width of the keys' maps are smaller, by stage.
+      remat: If true, blocks are computed again in the backward pass, which saves memory.
       dtype: Compute type; parameters, softmax and norms are at least float32.
     """
 
@@ -141,6 +142,7 @@ class PyramidTransformer(nn.Module):
     heads: tuple[int, ...] = (1, 2, 5, 8)
     ratios: tuple[int, ...] = (8, 8, 4, 4)
     reductions: tuple[int, ...] = (8, 4, 2, 1)
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -153,12 +155,13 @@ class PyramidTransformer(nn.Module):
         Returns:
           `[B, T, H / 32, W / 32, C]`, sizes rounded up.
         """
+        block = nn.remat(Block) if self.remat else Block
         x = compute_in(self.dtype, video)[0]
         stages = zip(self.widths, self.depths, self.heads, self.ratios, self.reductions, strict=True)
         for stage, (width, depth, heads, ratio, reduction) in enumerate(stages, start=1):
             size, stride = (7, 4) if stage == 1 else (3, 2)
             x = PatchEmbed(width, size, stride, self.dtype, name=f"patch_embed{stage}")(x)
             for number in range(depth):
-                x = Block(heads, ratio, reduction, self.dtype, name=f"block{stage}_{number}")(x)
+                x = block(heads, ratio, reduction, self.dtype, name=f"block{stage}_{number}")(x)
             x = LayerNorm(EPSILON, name=f"norm{stage}")(x)
         return x

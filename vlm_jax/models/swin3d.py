@@ -180,6 +180,7 @@ class VideoSwin(nn.Module):
       heads: Number of heads of each stage.
       window: Size of a window.
       drop_path: Rate of stochastic depth of the last block; it grows linearly from 0.
+      remat: If true, blocks are computed again in the backward pass, which saves memory.
       dtype: Compute type; parameters, softmax and norms are at least float32.
     """
 
@@ -188,6 +189,7 @@ class VideoSwin(nn.Module):
     heads: tuple[int, ...] = (3, 6, 12, 24)
     window: Extent = (8, 7, 7)
     drop_path: float = 0.2
+    remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -201,7 +203,8 @@ class VideoSwin(nn.Module):
         Returns:
           `[B, T, H / 32, W / 32, C]`, sizes rounded up.
         """
-        block = functools.partial(Block, window=self.window, dtype=self.dtype)
+        kind = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        block = functools.partial(kind, window=self.window, dtype=self.dtype)
         height, width = video.shape[2:4]
         padding = ((0, PATCH[0] - 1), (0, -height % PATCH[1]), (0, -width % PATCH[2]))
         options = {"dtype": self.dtype, "use_bias": True, "name": "patch_embed"}

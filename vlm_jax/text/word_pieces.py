@@ -12,6 +12,8 @@ from vlm_jax.text.tokenizer import TokenizerError, digest
 CONTINUED = "##"
 """Mark of a piece that continues a word."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+BERT_IDS = (0, 101, 102, 103)
+"""Ids of padding, CLS, SEP and the mask token in the vocabulary of bert-base-uncased."""
 LONGEST_WORD = 100
 """Number of characters beyond which a word is unknown."""
 _WHOLE = re.compile("(" + "|".join(map(re.escape, SPECIAL)) + ")")

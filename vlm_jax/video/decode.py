@@ -226,6 +226,37 @@ def read_clips(
     return np.stack([read_clip(path, start=start, **chosen) for start in starts])
 
 
+def count_frames(path: File, strict: bool = True) -> int:
+    """Return the number of frames of a video, all of which are decoded.
+
+    Raises:
+      VideoError: if the file cannot be used.
+    """
+    with closing(_decode(path, 0, strict, threads=1)) as decoded:
+        return sum(1 for _ in decoded)
+
+
+def frames_at(path: File, numbers: Sequence[int], filters: str = "", strict: bool = True) -> Iterator[np.ndarray]:
+    """Yield the frames of some numbers, counted from 0: uint8 `[H, W, 3]`, RGB; none after the end of the video.
+
+    The video is decoded from its beginning, because time stamps do not give the number of a frame exactly.
+
+    Args:
+      path: Path of the video, or the content of its file.
+      numbers: Ascending numbers without repetitions.
+      filters: FFmpeg filters that yield one frame per frame.
+      strict: As for `stream_frames`, up to the last frame of `numbers`.
+
+    Raises:
+      VideoError: if the file cannot be used.
+    """
+    wanted = frozenset(numbers)
+    with closing(_decode(path, 0, strict, threads=1)) as decoded:
+        kept = (frame for number, frame in enumerate(islice(decoded, max(wanted) + 1)) if number in wanted)
+        for frame in _filtered(path, kept, [], filters):
+            yield np.array(frame.to_ndarray())
+
+
 def _microseconds(seconds: Seconds) -> int:
     """Return whole microseconds, truncated as FFmpeg does when it reads the number as text."""
     exact = seconds if isinstance(seconds, Fraction) else Fraction(Decimal(str(float(seconds))))

@@ -1,7 +1,8 @@
-"""Bilinear resizing of frames with OpenCV's arithmetic, which mmaction2 uses.
+"""Bilinear resizing of frames without antialiasing, with the arithmetic of OpenCV (mmaction2) and of PyTorch.
 
-The rule is that of `cv2.resize(..., interpolation=cv2.INTER_LINEAR)` on bytes (opencv/opencv,
-modules/imgproc/src/resize.cpp): half-pixel centres, no antialiasing, weights in units of 1/2048, and two roundings.
+`resize` follows `cv2.resize(..., interpolation=cv2.INTER_LINEAR)` on bytes (opencv/opencv,
+modules/imgproc/src/resize.cpp): half-pixel centres, weights in units of 1/2048, and two roundings. `interpolate` is
+`torch.nn.functional.interpolate(..., mode="bilinear", align_corners=False)` on floats.
 """
 
 import numpy as np
@@ -9,7 +10,11 @@ import numpy as np
 _ONE = 2048
 
 
-def resize(frames: np.ndarray, height: int, width: int, window: tuple[int, int, int, int] | None = None) -> np.ndarray:
+Window = tuple[int, int, int, int]
+"""Top, left, height and width of the part of a result to compute, pixels."""
+
+
+def resize(frames: np.ndarray, height: int, width: int, window: Window | None = None) -> np.ndarray:
     """Return frames uint8 `[T, H, W, C]` resized to `height` x `width` pixels, or a window of the result.
 
     Args:
@@ -50,6 +55,48 @@ def resize(frames: np.ndarray, height: int, width: int, window: tuple[int, int, 
     upper += 2
     upper >>= 2
     return upper.astype(np.uint8).reshape(len(frames), rows, columns, channels)
+
+
+def interpolate(frames: np.ndarray, height: int, width: int, window: Window | None = None) -> np.ndarray:
+    """Return frames `[T, H, W, C]` resized to `height` x `width` pixels, or a window of the result, as float32.
+
+    Args:
+      frames: Frames to resize, of any type.
+      height: Height of the whole result, pixels.
+      width: Width of the whole result, pixels.
+      window: Part to compute; None for all.
+    """
+    top, left, rows, columns = window or (0, 0, height, width)
+    if frames.shape[1:3] == (height, width):
+        return frames[:, top : top + rows, left : left + columns].astype(np.float32)
+    above, below, v = _neighbours(frames.shape[1], height, top, rows)
+    first, second, u = _neighbours(frames.shape[2], width, left, columns)
+    low, high, channels = int(above.min()), int(below.max()) + 1, frames.shape[3]
+    flat = frames[:, low:high].reshape(len(frames), high - low, -1)
+    lanes = np.arange(channels)
+    near, far = (
+        flat.take((places[:, None] * channels + lanes).reshape(-1), axis=2).astype(np.float32)
+        for places in (first, second)
+    )
+    far -= near
+    far *= np.repeat(u, channels)
+    near += far
+    upper = near.take(above - low, axis=1)
+    lower = near.take(below - low, axis=1)
+    lower -= upper
+    lower *= v[:, None]
+    upper += lower
+    return upper.reshape(len(frames), rows, columns, channels)
+
+
+def _neighbours(size: int, target: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return for `count` target positions from `start` on both source positions, and the second one's weight."""
+    scale = np.float32(size / target)
+    place = np.maximum(
+        scale * (np.arange(start, start + count, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0
+    )
+    before = np.minimum(place.astype(np.int64), size - 1)
+    return before, np.minimum(before + 1, size - 1), place - before.astype(np.float32)
 
 
 def _places(size: int, target: int, start: int, count: int) -> tuple[np.ndarray, np.ndarray]:

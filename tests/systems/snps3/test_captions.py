@@ -21,7 +21,7 @@ def test_masked_and_raw_captions_share_their_window(words):
     for seed in range(20):
         made = captions.masked_caption(TEXT, "w3 w4", np.random.default_rng(seed), settings)
         np.testing.assert_array_equal(restore(made["masked"], made["labels"]), made["raw"])
-        assert made["mask"].tolist() == [1] * 12
+        assert made["raw_mask"].tolist() == [1] * 12
         assert made["labels"][[0, -1]].tolist() == [IGNORED] * 2
         assert made["false"].tolist() == [2, 8, 9, 3, *[0] * 8]
         assert made["false_mask"].sum() == 4

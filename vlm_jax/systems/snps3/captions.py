@@ -24,7 +24,8 @@ class CaptionSettings:
     Attributes:
       tokenizer: Tokeniser.
       length: Number of tokens of every text, L.
-      words: Significant words, which are masked first; None masks all words alike.
+      words: Significant words, which are masked first, and chosen for local matching; None masks all words alike.
+      mask_significant: If false, all words are masked alike in any case.
       number_of_words: Number of words for local matching, W.
       strict: If true, the reference's slips are kept: the raw and the masked caption have windows of their own, and
         those of `mask_significant`.
@@ -33,6 +34,7 @@ class CaptionSettings:
     tokenizer: Tokenizer
     length: int = 30
     words: SignificantWords | None = None
+    mask_significant: bool = True
     number_of_words: int = 3
     strict: bool = False
 
@@ -54,8 +56,8 @@ def masked_caption(
       settings: Settings.
 
     Returns:
-      `raw` and `mask`, ids and mask of the caption; `masked` and `labels`, its ids with masks and their labels; `false`
-      and `false_mask`; and `words`, positions of the words for local matching.
+      `raw` and `raw_mask`, ids and mask of the caption; `masked` and `labels`, its ids with masks and their labels;
+      `false` and `false_mask`; and `words`, positions of the words for local matching.
     """
     tokenizer, length = settings.tokenizer, settings.length
     ids = tokenizer.encode(caption)
@@ -63,14 +65,21 @@ def masked_caption(
     raw, mask = frame(ids[part], length, tokenizer)
     if settings.strict:
         part = window(len(ids), length, random)
-    if settings.words is None:
+    if settings.words is None or not settings.mask_significant:
         found, labels = mask_tokens(ids[part], random, tokenizer)
     else:
         found, labels = mask_significant(ids[part], settings.words, random, tokenizer, strict=settings.strict)
     masked, _ = frame(found.tolist(), length, tokenizer)
     labels = padded([IGNORED, *labels], length, IGNORED)
     false, false_mask = _framed(tokenizer.encode(false_caption), settings, random)
-    arrays = {"raw": raw, "mask": mask, "masked": masked, "labels": labels, "false": false, "false_mask": false_mask}
+    arrays = {
+        "raw": raw,
+        "raw_mask": mask,
+        "masked": masked,
+        "labels": labels,
+        "false": false,
+        "false_mask": false_mask,
+    }
     if settings.words is not None:
         special = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
         chosen = choose_words(restore(masked, labels), settings.words, random, special, settings.number_of_words)

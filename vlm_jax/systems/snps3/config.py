@@ -1,10 +1,14 @@
 """Config of SNP-S3 with the published sizes (alipay/Ant-Multi-Modal-Framework, prj/snps3_vtp)."""
 
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from vlm_jax.config import base_config
+from vlm_jax.systems.snps3 import answers
+from vlm_jax.text import vocabulary
+from vlm_jax.text.word_pieces import BERT_IDS
 
 HEADS = ("pretraining", "retrieval", "question_answering", "multiple_choice")
 """What a model is trained for, `config.head`."""
@@ -25,10 +29,10 @@ VISUAL = {
     },
     "resnet": {"blocks": (3, 4, 6, 3), "width": 1.0},
 }
-"""Sizes of the visual networks by name: fields of `models.swin3d.VideoSwin`, `pvt.PyramidTransformer`, `resnet.ResNet`."""
+"""Sizes of the visual networks by name: fields of `VideoSwin`, `PyramidTransformer` and `ResNet`."""
 
-DESCRIBED = ("model.num_answers",)
-"""Keys that the training data decide; evaluation and prediction take them from the run."""
+DESCRIBED = ("text.vocabulary_size", "text.special", "model.num_answers")
+"""Keys that the vocabularies decide; evaluation and prediction take them from the run."""
 CARRIED = ("text.vocabulary", "answers.vocabulary")
 """Keys of files that a run carries along."""
 MAY_CHANGE = ("evaluation", "data.directories", "data.workers")
@@ -36,8 +40,15 @@ MAY_CHANGE = ("evaluation", "data.directories", "data.workers")
 
 
 def describe(config: ConfigDict) -> dict[str, Any]:
-    """Return the values of config keys that the training data state about themselves: the number of answers."""
-    return {}
+    """Return the values of config keys that the vocabularies of words and of answers state about themselves."""
+    found: dict[str, Any] = {}
+    if config.text.vocabulary and Path(config.text.vocabulary).exists():
+        tokenizer = vocabulary.load(config.text.vocabulary)
+        found["text.vocabulary_size"] = tokenizer.vocabulary_size
+        found["text.special"] = (tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id)
+    if config.answers.vocabulary and Path(config.answers.vocabulary).exists():
+        found["model.num_answers"] = len(answers.read(Path(config.answers.vocabulary)))
+    return found
 
 
 def visual_network(name: str, **sizes: Any) -> ConfigDict:
@@ -53,6 +64,8 @@ def default_config() -> ConfigDict:
     # If true, the slips of the reference are reproduced (docs/snps3.md); else they are repaired.
     config.strict = False
     config.batch_size, config.batch_groups = 128, 8
+    # Number of options of a multiple-choice question; others are left empty.
+    config.data.options = 5
     # Prepared data sets, which are mixed by `weights` (small integers), or concatenated without weights.
     config.data.directories, config.data.weights = (), ()
     config.data.split = "train"
@@ -88,6 +101,8 @@ def default_config() -> ConfigDict:
             # WordPiece list (vocab.txt) or sentencepiece model (.model), its size, and tokens per text, L.
             "vocabulary": "",
             "vocabulary_size": 30522,
+            # Ids of padding, CLS, SEP and the mask token; the vocabulary states them.
+            "special": BERT_IDS,
             "length": 30,
         }
     )
@@ -138,8 +153,8 @@ def default_config() -> ConfigDict:
         {
             # If true, half of the groups mask what the text encoder attends to, instead of the data's choice.
             "attentive_masking": True,
-            # Level 2 with negatives chosen by level 1: '' (all of the group), 'top_k' or 'nearliest'; and if true, texts
-            # are weighted by level 1.
+            # Level 2 with negatives that level 1 chooses: '' (all of the group), 'top_k' or 'nearliest' (spelled so).
+            # With `reweight`, level 1 also weights the texts.
             "hard_mining": "",
             "reweight": False,
         }
@@ -167,3 +182,51 @@ NO_DECAY = (("bias", 1.0, 0.0), ("bert/.*norm/scale|head/norm/scale", 1.0, 0.0))
 def evaluator(kind: str, directory: str, split: str = "test") -> dict[str, Any]:
     """Return an entry of `config.evaluation`."""
     return {"kind": kind, "directory": directory, "split": split, "row_block": 8, "column_block": 64}
+
+
+def smoke(config: ConfigDict) -> None:
+    """Change a config to a few steps of a small model on synthetic batches."""
+    config.batch_size, config.batch_groups, config.data.streams = 4, 1, 1
+    config.data.synthetic, config.data.options = True, 10
+    config.epochs, config.steps, config.log_every = 0, 3, 1
+    config.frames.form, config.frames.size, config.frames.clips = "crop", 32, 2
+    config.text.vocabulary, config.text.vocabulary_size, config.text.length = "", 200, 12
+    config.model.update({"features": 64, "layers": 2, "heads": 2, "hidden": 128, "num_answers": 20, "remat": False})
+    config.model.visual = visual_network("swin", features=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
+    config.words.ranks, config.words.groups, config.answers.vocabulary = "", "", ""
+    config.momentum.text_queue, config.momentum.clip_queue = 16, 16
+    config.init_from, config.init_fresh = (), ()
+    config.schedule.warmup_steps, config.schedule.boundary_steps = 0, ()
+    config.checkpoint.every_steps, config.checkpoint.keep_best, config.checkpoint.best_metric = 0, 0, ""
+    config.evaluation, config.evaluate.names = ConfigDict({}), ()
+    config.evaluate.every_steps = 0
+
+
+def whole_frames(config: ConfigDict, network: str, max_size: int) -> None:
+    """Change a config to PVT or ResNet on whole frames, whose longer side has at most `max_size` pixels."""
+    config.model.visual = visual_network(network)
+    config.model.remat = network == "pvt"
+    config.frames.form, config.frames.max_size = "whole", max_size
+    config.frames.heights = config.frames.widths = (max_size,)
+
+
+def fine_tune(config: ConfigDict, network: str, data: str) -> None:
+    """Change a config to the published fine-tuning of a pre-trained model.
+
+    Args:
+      config: Config to change.
+      network: 'pvt' or 'resnet'; Video Swin for any other word.
+      data: Folder of the prepared data.
+    """
+    config.batch_size = 32
+    config.data.directories = (data,)
+    config.frames.clips = 16
+    config.text.vocabulary = "data/snps3/vocab.txt"
+    config.init_from = ("runs/snps3_pretrain_webvid",)
+    if network in ("pvt", "resnet"):
+        whole_frames(config, network, 448)
+        config.init_from = (f"runs/snps3_pretrain_coco_vg{'_resnet' * (network == 'resnet')}",)
+    config.optimizer.weight_decay = 1e-4
+    config.schedule.learning_rate, config.schedule.boundary_steps = 1e-5, (15000,)
+    config.schedule.warmup_steps = 0
+    config.steps, config.checkpoint.every_steps, config.evaluate.every_steps = 25000, 2500, 2500

@@ -1,0 +1,4 @@
+"""Check."""
+
+
+def check(words): ...
