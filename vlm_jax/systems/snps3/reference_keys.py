@@ -10,9 +10,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import yaml
+
 from vlm_jax.errors import ConfigError
 from vlm_jax.systems.snps3.config import NO_DECAY
-from vlm_jax.systems.snps3.reference_config import Tree, flatten
+from vlm_jax.systems.snps3.reference_config import DEFAULTS, Tree, flatten
 
 HEADS = {
     "video_pretraining": "pretraining",
@@ -36,7 +38,7 @@ EVALUATORS = {
     "question_answering": "answers",
     "multiple_choice": "choices",
 }
-DATA, MODEL, TRAINING = "data.", "model_attributes.univl.", "training_parameters."
+DATA, MODEL, TRAINING = "dataset_attributes.", "model_attributes.univl.", "training_parameters."
 _CAPTIONS = f"{DATA}processors.caption_processor."
 _TRAIN, _TEST = (f"{DATA}processors.{split}_frame_processor." for split in ("train", "test"))
 _WORDS = f"{MODEL}pretraining_heads.MASK_All_IWords_info."
@@ -285,7 +287,8 @@ def _training(values: _Values, head: str, processes: int, keys: dict[str, Any], 
     keys["steps"], keys["epochs"] = (0, epochs) if math.isinf(steps) else (int(steps), 0)
     if keys["steps"] and epochs:
         notes.append(f"the run has {keys['steps']} steps; the limit of {epochs} epochs is left out, choose one of them")
-    notes.append("the reference counts every step twice, so its runs end after half of its max_iterations")
+    if keys["steps"]:
+        notes.append("the reference counts every step twice, so its runs end after half of its max_iterations")
     keys["checkpoint.every_steps"] = keys["evaluate.every_steps"] = of("snapshot_interval", 1000, int)
     keys["checkpoint.keep"] = of("max_ckpt_num", 10, int)
     keys["log_every"] = of("log_interval", 100, int)
@@ -343,8 +346,9 @@ def encoder_groups(factor: float, decay: float) -> tuple[tuple[str, float, float
 
 
 def _check_rest(values: _Values) -> list[str]:
-    """Check the keys that were not read, and return those that are ignored."""
+    """Check the keys that were not read, and return those that are ignored and differ from the defaults."""
     ignored, unknown = [], []
+    defaults = flatten({"training_parameters": yaml.safe_load(DEFAULTS)})
     for key, value in values.values.items():
         if key in values.read:
             continue
@@ -352,7 +356,7 @@ def _check_rest(values: _Values) -> list[str]:
             if value not in FIXED[key]:
                 raise ConfigError(f"{key}: only {FIXED[key][0]!r} is supported, found {value!r}")
         elif any(fnmatch.fnmatchcase(key, pattern) for pattern in IGNORED):
-            ignored.append(key)
+            ignored += [key] * (key not in defaults or value != defaults[key])
         else:
             unknown.append(key)
     if unknown:
