@@ -249,6 +249,25 @@ def test_fine_tuning(tmp_path):
     assert chosen["similarity/hidden/kernel"] is chosen["bert/cross_pooler/dense/kernel"] is None
 
 
+@pytest.mark.parametrize("head", reference_keys.HEADS)
+def test_runs_start_from_published_files(tmp_path, head):
+    path = write(tmp_path, head, words=WORDS if head == "video_pretraining" else "{}")
+    text = (tmp_path / "base.yml").read_text()
+    (tmp_path / "base.yml").write_text(text.replace("num_hidden_layers: 12", "num_hidden_layers: 12, pretrained: true"))
+    found = convert(path)
+    assert found.keys["init_from"] == ("released:bert_base_uncased", "released:video_swin_snps3")
+    config = configs.load(str(ROOT / "configs/snps3_retrieval_msrvtt.py:smoke"))
+    config.head = found.keys["head"]
+    names = parameter_names(get_task(config).abstract_variables()["params"])
+    fresh = {name for name in names if any(re.search(each, name) for each in found.keys["init_fresh"])}
+    assert all(any(re.search(each, name) for name in names) for each in found.keys["init_fresh"])
+    assert {name for name in names if not name.startswith(("bert/", "visual/network/"))} == fresh
+    file = tmp_path / "configs" / "network.yml"
+    file.write_text(file.read_text().replace("model_path: None", "model_path: /my/swin.pt"))
+    assert convert(path).keys["init_from"][1] == "/my/swin.pt"
+    assert convert(path, ("training_parameters.resume_file", "a.ckpt")).keys["init_from"] == ("a.ckpt",)
+
+
 def test_questions_and_choices(tmp_path):
     main = MAIN + "  monitored_metric: accuracy\nmodel_attributes: {univl: {num_labels: 1000, encoder_lr_decay: 0.5}}\n"
     found = convert(write(tmp_path, "video_text_classification", main=main, words="{}"))

@@ -27,7 +27,6 @@ snapshot_interval: 1000
 max_ckpt_num: null
 clip_gradients: false
 clip_norm_mode: all
-max_grad_l2_norm: null
 device: cuda
 seed: null
 batch_size: 512

@@ -32,6 +32,15 @@ DATASETS = {
 """Sections of `dataset_attributes` by head."""
 NETWORKS = {"VideoSwinEncoder": "swin", "DetrBatchPVTImageEncoder": "pvt", "DetrImageEncoder": "resnet"}
 """Visual networks by the type of `image_encoder`."""
+BACKBONES = {"swin": "video_swin_snps3", "pvt": "pvt_v2_b2", "resnet": "resnet50_imagenet"}
+"""Published files of the visual networks."""
+FRESH = {
+    "pretraining": ("^similarity/", "^word_head/", "^text_word_head/", "^pair_head/", "^visual/(img_fc|output_proj)"),
+    "retrieval": ("^similarity/", "^visual/(img_fc|output_proj)"),
+    "question_answering": ("^classifier/", "^visual/(img_fc|output_proj)"),
+    "multiple_choice": ("^similarity/", "^visual/(img_fc|output_proj)"),
+}
+"""Variables that the published files of BERT and the visual networks do not have, by head."""
 EVALUATORS = {
     "pretraining": "loss",
     "retrieval": "retrieval",
@@ -47,19 +56,16 @@ _MINED = f"{_CAPTIONS}params.intra_VTM."
 IGNORED = (
     *("task_attributes.univl_task.*", f"{TRAINING}*sampler.*", f"{TRAINING}pretrained_mapping*", f"{DATA}pretraining"),
     *(f"{DATA}{key}" for key in ("annotations.*", "videos.*", "images.*", "asrs.*", "use_*", "data_root_dir", "fps")),
-    *(f"{DATA}{key}" for key in ("video_field_key", "asr_sampler_config.*", "add_false_caption")),
+    *(f"{DATA}{key}" for key in ("video_field_key", "asr_sampler_config.*", "add_false_caption", "labels")),
     *(f"{_CAPTIONS}{key}" for key in ("params.preprocessor.*", "params.tokenizer_config.*", "params.random_truncate")),
     f"{_MINED}vocab_lema_root_dir",
     *(f"{_TRAIN}params.{key}" for key in ("mode", "aug_type", "transforms")),
     *(f"{_TEST}params.{key}" for key in ("mode", "aug_type", "transforms", "crop_size")),
     *(f"{MODEL}{key}" for key in ("arch_type", "half_model_size", "img_embeddings.*", "temporal_encoder.*")),
     *(f"{MODEL}{key}" for key in ("cross_encoder.*", "max_clip_len", "losses", "metrics", "with_*_e*")),
-    *(
-        f"{MODEL}text_encoder.{key}"
-        for key in ("type", "params.pretrained", "params.model_type", "params.num_segments")
-    ),
+    *(f"{MODEL}text_encoder.{key}" for key in ("type", "params.model_type", "params.num_segments")),
     f"{MODEL}text_encoder.params.bert_model_name",
-    *(f"{MODEL}image_encoder.params.{key}" for key in ("model_*", "num_output_features", "pretrained", "pool_type")),
+    *(f"{MODEL}image_encoder.params.{key}" for key in ("model_name", "num_output_features", "pool_type")),
     *(f"{MODEL}image_encoder.params.{key}" for key in ("position_embedding.*", "with_position_embedding")),
     *(f"{MODEL}pretraining_heads.{head}.*" for head in ("transformer_mlm", "text_encoder_mlm", "itm")),
     *(f"{_WORDS}{key}" for key in ("vocab_lema_root_dir",)),
@@ -181,10 +187,22 @@ def _network(values: _Values, head: str, keys: dict[str, Any]) -> str:
     width = values.get(f"{MODEL}text_encoder.params.hidden_size", keys["model.features"], int)
     if width != keys["model.features"]:
         raise ConfigError(f"{MODEL}text_encoder.params.hidden_size: expected hidden_size = {keys['model.features']}")
+    keys["init_from"] = _sources(values, NETWORKS[kind])
+    keys["init_fresh"] = FRESH[head] if keys["init_from"] else ()
     labels = values.get(f"{MODEL}num_labels", 1500, int)
     if head == "question_answering":
         keys["model.num_answers"] = labels
     return NETWORKS[kind]
+
+
+def _sources(values: _Values, network: str) -> tuple[str, ...]:
+    """Return the weights that a run starts from if it continues no other one."""
+    read = values.get(f"{MODEL}text_encoder.params.pretrained", False, bool)
+    found = ["released:bert_base_uncased"] * read
+    path = values.get(f"{MODEL}image_encoder.params.model_path", "", str)
+    if values.get(f"{MODEL}image_encoder.params.pretrained", False, bool) or path:
+        found.append(path or f"released:{BACKBONES[network]}")
+    return tuple(found)
 
 
 def _frames(values: _Values, network: str, keys: dict[str, Any], notes: list[str]) -> None:
@@ -303,8 +321,8 @@ def _training(values: _Values, head: str, processes: int, keys: dict[str, Any], 
     if resumed:
         keys["init_from"] = (resumed,)
         keys["init_fresh"] = ("^classifier/",) if head == "question_answering" else ()
-    else:
-        notes.append("no resume_file: set config.init_from, such as ('released:bert_base_uncased', ...)")
+    elif not keys["init_from"]:
+        notes.append("the run starts from random weights: give training_parameters.resume_file or config.init_from")
 
 
 def _optimizer(values: _Values, head: str, keys: dict[str, Any]) -> None:
