@@ -272,3 +272,12 @@ def test_options_that_do_not_fit(write, monkeypatch, more, message):
     with pytest.raises(DataError, match=message):
         run(path, "msrvtt", *more)
     assert not (path.parent / "made.jsonl").exists()
+
+
+def test_it_is_a_command_of_the_preparation(write):
+    from data_prep.snps3 import prepare
+
+    path = write("MSR_VTT.json", {"annotations": [{"image_id": "video9", "caption": "a", "id": 4}]})
+    output = path.parent / "out.jsonl"
+    prepare.main(["annotations", "--set", "msrvtt", "--source", str(path), "--output", str(output)])
+    assert output.exists()
