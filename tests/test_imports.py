@@ -18,7 +18,8 @@ NUMPY_DATA = {f"vlm_jax.data.{name}" for name in ("pipeline", "order", "syntheti
 TENSORFLOW_DATA = {"vlm_jax.data", "tensorflow", "tensorflow_datasets"}
 ALLOWED = {
     "configs": {"vlm_jax.config", "vlm_jax.systems", "ml_collections"},
-    "data_prep": {"data_prep", "vlm_jax", "numpy", "tensorflow", "tensorflow_datasets", "apache_beam", "lmdb"},
+    "data_prep": {"data_prep", "vlm_jax", "numpy", "tensorflow", "tensorflow_datasets", "apache_beam", "lmdb"}
+    | {"spacy", "nltk"},
     "vlm_jax/convert.py": {"vlm_jax.config", "vlm_jax.interop", "vlm_jax.references", "vlm_jax.task"}
     | {"vlm_jax.train", "jax", *BASE},
     "vlm_jax/references.py": {"vlm_jax.config", "vlm_jax.interop", "ml_collections", *BASE},

@@ -25,6 +25,9 @@ import numpy as np
 
 from data_prep import shards
 from data_prep.commands import Commands, run_command
+from data_prep.snps3 import answers as prepare_answers
+from data_prep.snps3 import vocabulary as prepare_vocabulary
+from data_prep.snps3 import words as prepare_words
 from data_prep.snps3.check import check
 from data_prep.snps3.media import FORMATS, MEDIA, Storage, Wanted, check_media, part_records
 from data_prep.tables import write_rows
@@ -133,7 +136,7 @@ def count_answers(arguments: argparse.Namespace, lines: Sequence[Line], vocabula
     if not arguments.num_answers:
         largest = max(int(each) for line in lines for each in line.answers)
         raise DataError(
-            f"--num_answers: labels are numbers up to {largest}; give the number of answers, the same for all splits"
+            f"--num_answers: labels are numbers up to {largest}; give their number, the same for all splits"
         )
     return arguments.num_answers
 
@@ -185,7 +188,13 @@ def write_companions(
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the command that `words`, by default those of the command line, name."""
-    run_command(words, __doc__, check, _add_commands)
+    run_command(words, __doc__, check, _add_all_commands)
+
+
+def _add_all_commands(commands: Commands) -> None:
+    _add_commands(commands)
+    for module in (prepare_answers, prepare_vocabulary, prepare_words):
+        module.add_commands(commands)
 
 
 def _add_commands(commands: Commands) -> None:

@@ -3,12 +3,14 @@
 import importlib.util
 import re
 from collections.abc import Callable
+from typing import Any
 
 from vlm_jax.errors import ConfigError, DataError, missing_package
 
 Tagger = Callable[[str], list[tuple[str, str]]]
 """Function that returns the words of a sentence, each with its universal part of speech, such as 'NOUN'."""
 
+TAGGERS = ("spacy", "nltk", "rules")
 SPACY_MODEL = "en_core_web_sm"
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*|\S")
 _FUNCTION_WORDS = set(
@@ -56,7 +58,7 @@ def make_tagger(name: str) -> Tagger:
       MissingPackageError: If the tagger's package is missing.
       DataError: If the tagger's model is missing.
     """
-    makers = {"spacy": _spacy, "nltk": _nltk, "rules": lambda: tag_by_rules}
+    makers = dict(zip(TAGGERS, (_spacy, _nltk, lambda: tag_by_rules), strict=True))
     if name not in makers:
         raise ConfigError(f"tagger: {name!r} is not one of {', '.join(makers)}")
     try:
@@ -65,16 +67,36 @@ def make_tagger(name: str) -> Tagger:
         raise missing_package(error) from None
 
 
+def make_lemmatizer(name: str) -> Callable[[str], str]:
+    """Return a function from a word to its lemma: spaCy's for the tagger 'spacy', else `lemma`.
+
+    Raises:
+      MissingPackageError: If spaCy is wanted and missing.
+      DataError: If its model is missing.
+    """
+    if name != "spacy":
+        return lemma
+    try:
+        parse = _load_spacy("parser", "ner")
+    except ImportError as error:
+        raise missing_package(error) from None
+    return lambda word: parse(word)[0].lemma_
+
+
 def _spacy() -> Tagger:
+    parse = _load_spacy("parser", "ner", "lemmatizer")
+    return lambda sentence: [(token.text, token.pos_) for token in parse(sentence)]
+
+
+def _load_spacy(*without: str) -> Callable[[str], Any]:
     import spacy
 
     try:
-        parse = spacy.load(SPACY_MODEL, disable=["parser", "ner", "lemmatizer"])
+        return spacy.load(SPACY_MODEL, disable=list(without))
     except OSError:
         raise DataError(
             f"tagger 'spacy': no model {SPACY_MODEL}; python -m spacy download {SPACY_MODEL}, or use 'rules'"
         ) from None
-    return lambda sentence: [(token.text, token.pos_) for token in parse(sentence)]
 
 
 def _nltk() -> Tagger:
@@ -128,7 +150,7 @@ def lemma(word: str) -> str:
             continue
         if end in ("es", "ed") and stem.endswith("i"):
             return stem[:-1] + "y"
-        if end == "es" and not stem.endswith(("s", "x", "z", "ch", "sh", "o")):
+        if end == "es" and not stem.endswith(("ss", "x", "zz", "tz", "ch", "sh", "o")):
             continue
         if end in ("s", "es"):
             return stem

@@ -61,12 +61,12 @@ def name(character: Character) -> str:
 
 def describe(event: Event, form: int = 0) -> str:
     """Return a sentence that describes an event, in wording 0, 1 or 2."""
-    return _sentence(event.actor, event.action, event.partner, form)
+    return sentence(event.actor, event.action, event.partner, form)
 
 
 def kinds(event: Event) -> tuple[str, str]:
     """Return two partial descriptions of an event: its actor alone, and all of it but the direction of time."""
-    both = sorted((describe(event), _sentence(event.actor, reverse(event.action), event.partner, 0)))
+    both = sorted((describe(event), sentence(event.actor, reverse(event.action), event.partner, 0)))
     return name(event.actor), " or ".join(both)
 
 
@@ -143,11 +143,11 @@ def _after(rng: np.random.Generator, scene: Scene) -> Made:
     number = pairs[rng.integers(len(pairs))]
     event = scene.events[number + 1]
     swapped = [character for character in scene.poses if character != event.actor]
-    wrong = [_sentence(event.actor, reverse(event.action), None, 0)]
-    wrong += [_sentence(other, event.action, None, 0) for other in swapped]
+    wrong = [sentence(event.actor, reverse(event.action), None, 0)]
+    wrong += [sentence(other, event.action, None, 0) for other in swapped]
     wrong += [text for text in texts if text != texts[number]]
     others = [action for action in rng.permutation(ACTIONS[:10]) if action != event.action]
-    wrong += [_sentence(event.actor, action, None, 0) for action in others]
+    wrong += [sentence(event.actor, action, None, 0) for action in others]
     return f"what happens right after {texts[number]}", describe(event), wrong
 
 
@@ -158,6 +158,7 @@ def _count(scene: Scene) -> Made:
     return "how many shapes are there in the end", f"{COUNTS[shown]} shapes", forms
 
 
-def _sentence(actor: Character, action: str, partner: Character | None, form: int) -> str:
+def sentence(actor: Character, action: str, partner: Character | None, form: int = 0) -> str:
+    """Return a sentence that describes an action, in wording 0, 1 or 2."""
     text = f"{name(actor)} {PHRASES[action][form]}"
     return f"{text} {name(partner)}" if partner else text

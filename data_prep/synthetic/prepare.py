@@ -13,6 +13,9 @@ exact annotations for every system of this library:
     SPLIT/narration.jsonl the narration in the same form, each sentence with the time at which it is said
     SPLIT/boxes.csv       video_id, second, x1, y1, x2, y2 (in [0, 1]), action_id, character_id, as in AVA
     SPLIT/questions.csv   video_path, start, end, question, answer, option_1 to option_5
+    SPLIT/pictures/*.png  the beginning of every scene
+    SPLIT/snps3/*.jsonl   captions, questions and options about parts and pictures, as SNP-S3 reads them
+    validation/snps3/*.jsonl  the same for the last tenth of the training videos, which train/snps3 then lacks
     actions.csv           action_id, name
 
 Train and test share colours, forms and actions, but no composition of the three. The same seed gives the same world.
@@ -36,7 +39,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.synthetic import drawing, language, memory
+from data_prep.synthetic import captioned, drawing, language, memory
 from data_prep.synthetic.world import ACTIONS, SPLITS, Character, Scene, events_of, make_video, visible
 from data_prep.tables import write_rows
 from vlm_jax import annotations
@@ -64,6 +67,11 @@ def make(
     path = folder / "videos" / f"{name}.mp4"
     if not path.exists():
         write_video(path, drawing.frames(scenes, fps, size), fps, gop=fps)
+    about = captioned.rows_of_video(np.random.default_rng((seed, SPLITS.index(split), number, 1)), name, scenes, split)
+    (folder / "pictures").mkdir(exist_ok=True)
+    for picture in {row["clip_name"]: None for row in about["pictures"]}:
+        scene = scenes[int(Path(picture).stem.rpartition("_")[2])]
+        write_atomically(folder / "pictures" / picture, captioned.png(next(drawing.frames([scene], fps, size))))
     path = f"{name}.mp4"
     told, lasts = language.moments(scenes), round(scenes[-1].end, 2)
     questions = language.questions(rng, scenes)
@@ -74,6 +82,7 @@ def make(
         "narration": [annotation(f"{name}_{n}", name, lasts, *said) for n, said in enumerate(narration)],
         "boxes": [(name, *row) for row in boxes(scenes)],
         "questions": [(path, *_times(q), q.question, q.answer, *q.options) for q in questions],
+        "about": [about],
     }
 
 
@@ -103,6 +112,7 @@ def make_world(arguments: argparse.Namespace) -> None:
     for split in SPLITS:
         made = _make_split(make, arguments, split, settings)
         _write_tables(arguments.output / split, made)
+        _write_captioned(arguments.output, split, [rows["about"][0] for rows in made])
         print(f"{arguments.output / split}: {len(made)} videos, {sum(len(rows['events']) for rows in made)} events")
 
 
@@ -156,6 +166,13 @@ def _write_tables(folder: Path, made: Sequence[Mapping[str, Sequence]]) -> None:
     write_rows(folder / "boxes.csv", place, tables["boxes"])
     options = [f"option_{number}" for number in range(1, 6)]
     write_rows(folder / "questions.csv", (*moment[:3], "question", "answer", *options), tables["questions"])
+
+
+def _write_captioned(output: Path, split: str, made: Sequence[captioned.Rows]) -> None:
+    last = len(made) - (captioned.validation_videos(len(made)) if split == "train" else 0)
+    captioned.write(output / split / "snps3", made[:last], training=split == "train")
+    if split == "train":
+        captioned.write(output / "validation" / "snps3", made[last:], training=False)
 
 
 def _times(timed: object) -> tuple[float, float]:

@@ -102,6 +102,7 @@ def test_words_with_one_lemma():
     ("word", "expected"),
     [
         *(("runs", "run"), ("running", "run"), ("rides", "ride"), ("riding", "ride"), ("washes", "wash")),
+        *(("horses", "horse"), ("houses", "house"), ("glasses", "glass"), ("prizes", "prize"), ("boxes", "box")),
         *(
             ("cries", "cry"),
             ("cooked", "cook"),

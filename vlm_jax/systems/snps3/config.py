@@ -153,8 +153,8 @@ def default_config() -> ConfigDict:
         {
             # If true, half of the groups mask what the text encoder attends to, instead of the data's choice.
             "attentive_masking": True,
-            # Level 2 with negatives that level 1 chooses: '' (all of the group), 'top_k' or 'nearliest' (spelled so). If
-            # `reweight` is true, level 1 also weights the texts.
+            # Level 2 with negatives that level 1 chooses: '' (all of the group), 'top_k' or 'nearliest' (spelled so).
+            # With `reweight`, level 1 also weights the texts.
             "hard_mining": "",
             "reweight": False,
         }
@@ -182,3 +182,51 @@ NO_DECAY = (("bias", 1.0, 0.0), ("bert/.*norm/scale|head/norm/scale", 1.0, 0.0))
 def evaluator(kind: str, directory: str, split: str = "test") -> dict[str, Any]:
     """Return an entry of `config.evaluation`."""
     return {"kind": kind, "directory": directory, "split": split, "row_block": 8, "column_block": 64}
+
+
+def smoke(config: ConfigDict) -> None:
+    """Change a config to a few steps of a small model on synthetic batches."""
+    config.batch_size, config.batch_groups, config.data.streams = 4, 1, 1
+    config.data.synthetic, config.data.options = True, 10
+    config.epochs, config.steps, config.log_every = 0, 3, 1
+    config.frames.form, config.frames.size, config.frames.clips = "crop", 32, 2
+    config.text.vocabulary, config.text.vocabulary_size, config.text.length = "", 200, 12
+    config.model.update({"features": 64, "layers": 2, "heads": 2, "hidden": 128, "num_answers": 20, "remat": False})
+    config.model.visual = visual_network("swin", features=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
+    config.words.ranks, config.words.groups, config.answers.vocabulary = "", "", ""
+    config.momentum.text_queue, config.momentum.clip_queue = 16, 16
+    config.init_from, config.init_fresh = (), ()
+    config.schedule.warmup_steps, config.schedule.boundary_steps = 0, ()
+    config.checkpoint.every_steps, config.checkpoint.keep_best, config.checkpoint.best_metric = 0, 0, ""
+    config.evaluation, config.evaluate.names = ConfigDict({}), ()
+    config.evaluate.every_steps = 0
+
+
+def whole_frames(config: ConfigDict, network: str, max_size: int) -> None:
+    """Change a config to PVT or ResNet on whole frames, whose longer side has at most `max_size` pixels."""
+    config.model.visual = visual_network(network)
+    config.model.remat = network == "pvt"
+    config.frames.form, config.frames.max_size = "whole", max_size
+    config.frames.heights = config.frames.widths = (max_size,)
+
+
+def fine_tune(config: ConfigDict, network: str, data: str) -> None:
+    """Change a config to the published fine-tuning of a pre-trained model.
+
+    Args:
+      config: Config to change.
+      network: 'pvt' or 'resnet'; Video Swin for any other word.
+      data: Folder of the prepared data.
+    """
+    config.batch_size = 32
+    config.data.directories = (data,)
+    config.frames.clips = 16
+    config.text.vocabulary = "data/snps3/vocab.txt"
+    config.init_from = ("runs/snps3_pretrain_webvid",)
+    if network in ("pvt", "resnet"):
+        whole_frames(config, network, 448)
+        config.init_from = (f"runs/snps3_pretrain_coco_vg{'_resnet' * (network == 'resnet')}",)
+    config.optimizer.weight_decay = 1e-4
+    config.schedule.learning_rate, config.schedule.boundary_steps = 1e-5, (15000,)
+    config.schedule.warmup_steps = 0
+    config.steps, config.checkpoint.every_steps, config.evaluate.every_steps = 25000, 2500, 2500

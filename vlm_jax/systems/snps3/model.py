@@ -132,7 +132,7 @@ class VisualEncoder(nn.Module):
           counted: Cells that are averaged, bool, of a shape that broadcasts to `[B, C * F, h, w, 1]`.
           clips: Number of clips, C.
         """
-        batch, frames, height, width, channels = grid.shape
+        batch, frames, height, width, _ = grid.shape
         wide = jnp.promote_types(grid.dtype, jnp.float32)
 
         def total(values: jax.Array) -> jax.Array:
