@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from caption_files import CAPTIONS, WORDS, prepared, write_image, write_lines, write_media, write_video
+from caption_files import CAPTIONS, WORDS, prepared, write_image, write_lines, write_media
 
 from data_prep.snps3 import prepare
 from vlm_jax.errors import DataError
@@ -111,13 +111,3 @@ def test_one_video_and_a_wrong_vocabulary_of_answers_are_noticed(tmp_path, said)
     assert bad
     assert "1 split has questions without an answer of the vocabulary" in out
     assert "train: 2 of 2" in out
-
-
-def test_two_workers_find_the_same(good, tmp_path, said):
-    write_video(tmp_path / "a.mp4")
-    lines = write_lines(
-        tmp_path / "lines.jsonl", [{"clip_name": name, "caption": "x"} for name in ("a", "lost", "lost2")]
-    )
-    found = [said(tmp_path, "--annotations", lines, "--workers", workers)[0] for workers in (1, 2)]
-    assert found[0] == found[1]
-    assert found[0].count("missing (") == 2
