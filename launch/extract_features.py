@@ -24,9 +24,7 @@ from vlm_jax.progress import Progress
 from vlm_jax.train.step_folders import checkpoint_folder
 from vlm_jax.video import decode
 from vlm_jax.video.decode import VideoError
-
-ENDINGS = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
-"""Endings of the files that count as videos if no list is given."""
+from vlm_jax.video.listing import ENDINGS, walk
 
 
 def main() -> None:
@@ -156,22 +154,6 @@ def find_videos(folder: Path, listed: Path | None) -> dict[str, str]:
             raise FeatureError(f"{folder}: {videos[name]} and {path} would both become {name}.npy; rename one")
         videos[name] = path
     return videos
-
-
-def walk(folder: Path) -> list[str]:
-    """Return the sorted paths of all videos below a folder, relative to it.
-
-    Links to folders are followed; hidden files are skipped.
-    """
-    found, seen = [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        if (place := os.path.realpath(parent)) in seen:  # a link to a folder that was visited
-            folders.clear()
-            continue
-        seen.add(place)
-        paths = [Path(parent, name) for name in names if not name.startswith(".")]
-        found += [path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in ENDINGS]
-    return sorted(found)
 
 
 def read_list(path: Path) -> list[str]:

@@ -20,6 +20,24 @@ class Moment(NamedTuple):
     score: float
 
 
+class Match(NamedTuple):
+    """Video, or part of it, that a text was searched in.
+
+    Attributes:
+      video: Name of the video.
+      score: Score by which the matches of a text are ordered.
+      start: Start of the part, seconds.
+      end: Its end; None for the end of the video.
+      levels: Scores by the name of their level, for a model with several.
+    """
+
+    video: str
+    score: float
+    start: float = 0.0
+    end: float | None = None
+    levels: Mapping[str, float] = {}
+
+
 class Predictions(NamedTuple):
     """Answers to requests.
 

@@ -169,8 +169,8 @@ def default_config() -> ConfigDict:
     config.schedule.boundary_steps, config.schedule.decay_factor = (110000,), 0.1
     config.checkpoint.every_steps, config.checkpoint.keep = 5000, 10
     config.evaluate.every_steps, config.evaluate.batch_size = 5000, 8
-    # Evaluators by name. `kind` is 'loss', 'retrieval', 'answers' or 'choices'; retrieval compares `row_block` texts
-    # with `column_block` videos at a time.
+    # Evaluators by name. `kind` is 'loss', 'retrieval', 'answers' or 'choices'. Level 2 of retrieval compares
+    # `row_block` texts with `column_block` videos at a time; `level_2` = False leaves it out, for a quick look.
     config.evaluation = ConfigDict({})
     return config
 
@@ -181,7 +181,8 @@ NO_DECAY = (("bias", 1.0, 0.0), ("bert/.*norm/scale|head/norm/scale", 1.0, 0.0))
 
 def evaluator(kind: str, directory: str, split: str = "test") -> dict[str, Any]:
     """Return an entry of `config.evaluation`."""
-    return {"kind": kind, "directory": directory, "split": split, "row_block": 8, "column_block": 64}
+    blocks = {"row_block": 8, "column_block": 64}
+    return {"kind": kind, "directory": directory, "split": split, "level_2": True, **blocks}
 
 
 def smoke(config: ConfigDict) -> None:

@@ -66,11 +66,12 @@ def retrieval_metrics(scores: np.ndarray, texts: Sequence[int], videos: Sequence
     return {f"{way}-{NAMES[name]}": value for way, metrics in found.items() for name, value in metrics.items()}
 
 
-def accuracy(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Return the share of questions whose answer has the highest score, rounded to 4 digits.
+def accuracy(predicted: np.ndarray, labels: Sequence[Sequence[int]]) -> float:
+    """Return the share of questions that are answered rightly, rounded to 4 digits.
 
     Args:
-      scores: Scores of all answers, `[N, A]`.
-      labels: Index of the right answer, `[N]`; -1 for an answer outside of the vocabulary, which counts as wrong.
+      predicted: Label that is predicted for each question, `[N]`.
+      labels: Right labels of each question; -1 for an answer outside of the vocabulary, which counts as wrong.
     """
-    return round(float(np.mean(np.argmax(scores, 1) == labels)), 4)
+    right = [int(label) in own for label, own in zip(predicted, labels, strict=True)]
+    return round(float(np.mean(right)), 4)

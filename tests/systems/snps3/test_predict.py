@@ -1,0 +1,217 @@
+"""From video files to search results and answers, with small models of random numbers."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from vlm_jax import config as configs
+from vlm_jax import inference
+from vlm_jax.errors import ConfigError, DataError
+from vlm_jax.systems.snps3.answers import write as write_answers
+from vlm_jax.systems.snps3.captions import CaptionSettings, fixed_text
+from vlm_jax.systems.snps3.config import default_config, describe, visual_network
+from vlm_jax.systems.snps3.index import VideoIndex
+from vlm_jax.systems.snps3.predict import read_part
+from vlm_jax.systems.snps3.transforms import evaluation_view
+from vlm_jax.task import get_task
+from vlm_jax.text.vocabulary import load, word_pieces
+from vlm_jax.train.checkpoint import save_variables
+from vlm_jax.video import decode
+from vlm_jax.video.write import write_video
+
+ANSWERS = ["red", "blue", "green"]
+TEXTS = ["a red square grows", "a blue circle turns left", "the green star rests"]
+
+
+def small(folder, head):
+    """A narrow model on two clips of 32 pixels."""
+    config = default_config()
+    config.head = head
+    config.batch_size = config.batch_groups = config.data.streams = 1
+    config.frames.clips, config.frames.size, config.frames.evaluation_short_side = 2, 32, 36
+    config.model.update({"features": 32, "layers": 2, "heads": 2, "hidden": 48, "positions": 16})
+    config.model.visual = visual_network("swin", features=4, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), drop_path=0.0)
+    config.text.vocabulary, config.text.length = str(folder / "vocab.txt"), 12
+    if head == "question_answering":
+        config.answers.vocabulary = str(folder / "answers.json")
+    configs.set_keys(config, describe(config))
+    config.momentum.enabled, config.steps = False, 1
+    return config
+
+
+def save(folder, config, seed):
+    rng = np.random.default_rng(seed)
+
+    def value(path, leaf):
+        if len(leaf.shape) > 1:
+            return rng.normal(0, 1 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape).astype(leaf.dtype)
+        return np.full(leaf.shape, path[-1].key == "scale", leaf.dtype)
+
+    save_variables(folder, jax.tree_util.tree_map_with_path(value, get_task(config).abstract_variables()), {})
+    configs.write(config, folder / "config.json")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, root):
+    """Three films of different sizes, one of them with a single frame, a broken file, and a run for each head."""
+    made = tmp_path_factory.mktemp("snps3")
+    (made / "vocab.txt").write_text("\n".join(word_pieces([*TEXTS, *ANSWERS], 90)) + "\n")
+    write_answers(made / "answers.json", ANSWERS)
+    (made / "videos").mkdir()
+    frames = decode.read_frames(root / "data_prep/clips/bunny.mp4", seconds=3, fps=10, filters="scale=64:48")
+    write_video(made / "videos/bunny.mp4", frames, 10, lossless=True)
+    frames = decode.read_frames(root / "data_prep/clips/chaplin.mp4", seconds=2, fps=10, filters="scale=40:56")
+    write_video(made / "videos/chaplin.mkv", frames, 10, lossless=True)
+    write_video(made / "videos/still.mp4", frames[:1], 10, lossless=True)
+    for head in ("retrieval", "question_answering", "multiple_choice"):
+        save(made / head, small(made, head), 1)
+    return made
+
+
+@pytest.fixture(scope="module")
+def models(folder):
+    return {head: inference.load(folder / head) for head in ("retrieval", "question_answering", "multiple_choice")}
+
+
+def test_frames_are_those_that_evaluation_samples(folder, models):
+    """Frames 7 and 22 are the middles of the halves of 30; the part from 1 to 2 s has frames 12 and 17."""
+    film = folder / "videos/bunny.mp4"
+    frames = decode.read_frames(film)
+    np.testing.assert_array_equal(read_part(film, 0.0, None, 2), frames[[7, 22]])
+    np.testing.assert_array_equal(read_part(film, 1.0, 2.0, 2), frames[[12, 17]])
+    np.testing.assert_array_equal(read_part(film, 2.8, 9.0, 2), frames[[28, 29]])
+    model = models["retrieval"]
+    shown = evaluation_view(frames[[7, 22]], model.config.frames, strict=False)
+    expected = encoders_of(model)["video"](model.variables, {"video": shown[None]})
+    found = model.encode_video(film)
+    np.testing.assert_allclose(found.clips, expected["clips"][0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.tokens, expected["tokens"][0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.encode_video(frames).clips, found.clips, rtol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found.clips, axis=-1), 1, rtol=1e-5)
+    assert model.encode_video(found) is found
+
+
+def test_a_video_of_one_frame_is_an_image_repeated(folder, models, tmp_path):
+    still = folder / "videos/still.mp4"
+    found = models["retrieval"].encode_video(still)
+    np.testing.assert_array_equal(read_part(still, 0, None, 2)[0], read_part(still, 0, None, 2)[1])
+    assert np.isfinite(found.clips).all()
+    with decode.av.open(str(tmp_path / "a.png"), "w", format="image2") as file:
+        stream = file.add_stream("png", 1)
+        stream.width, stream.height, stream.pix_fmt = 40, 56, "rgb24"
+        frame = decode.av.VideoFrame.from_ndarray(read_part(still, 0, None, 1)[0], "rgb24")
+        file.mux([*stream.encode(frame), *stream.encode()])
+    image = models["retrieval"].encode_video(tmp_path / "a.png")
+    np.testing.assert_allclose(image.clips, found.clips, rtol=1e-4, atol=1e-4)
+
+
+@functools.cache
+def encoders_of(model):
+    return {name: jax.jit(encoder) for name, encoder in get_task(model.config).encoders.items()}
+
+
+def scores(model, texts, videos):
+    """Both levels of all pairs, one by one."""
+    tokenizer, encoders = load(model.config.text.vocabulary), encoders_of(model)
+    levels = np.zeros((2, len(texts), len(videos)))
+    for row, text in enumerate(texts):
+        ids, mask = fixed_text(text, CaptionSettings(tokenizer, model.config.text.length))
+        words = {"text": ids[None], "text_mask": mask[None]}
+        embedding = np.asarray(encoders["text"](model.variables, words)["text"])[0]
+        for column, path in enumerate(videos):
+            video = model.encode_video(path)
+            levels[0, row, column] = np.log(np.exp(video.clips @ embedding).sum())
+            matched = encoders["match"](model.variables, {**words, "tokens": video.tokens[None]})
+            levels[1, row, column] = matched["scores"][0]
+    return levels
+
+
+def test_level_2_orders_what_level_1_shortlists(folder, models, tmp_path):
+    (tmp_path / "videos").symlink_to(folder / "videos")
+    names = ["bunny.mp4", "chaplin.mkv", "still.mp4"]
+    first, second = scores(models["retrieval"], TEXTS, [folder / "videos" / name for name in names])
+    for shortlist, levels in ((100, second), (2, second), (0, first)):
+        found = models["retrieval"].search(TEXTS, folder / "videos", 2, shortlist=shortlist)
+        for row, own in enumerate(found):
+            allowed = np.argsort(-first[row])[: shortlist or 3]
+            expected = sorted(allowed, key=lambda column: -levels[row, column])[:2]
+            assert [match.video for match in own] == [names[column] for column in expected]
+            np.testing.assert_allclose([match.score for match in own], levels[row, expected], rtol=1e-3, atol=1e-4)
+            assert own[0].levels.keys() == {"level_1", "level_2"} if shortlist else {"level_1"}
+    assert models["question_answering"].search(TEXTS[:1], folder / "videos")[0][0].levels.keys() == {"level_1"}
+
+
+def test_an_index_is_kept_in_a_file(folder, models, tmp_path):
+    model = models["retrieval"]
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    index = model.index([folder / "videos", tmp_path / "broken.mp4"])
+    assert index.skipped == [(str(tmp_path / "broken.mp4"), "unreadable", index.skipped[0][2])]
+    index.save(tmp_path / "index.npz")
+    again = VideoIndex.open(tmp_path / "index.npz")
+    assert (again.names, again.skipped) == (["bunny.mp4", "chaplin.mkv", "still.mp4"], index.skipped)
+    assert model.search(TEXTS, again) == model.search(TEXTS, folder / "videos")
+    with pytest.raises(DataError, match="index: made by another model"):
+        models["multiple_choice"].search(TEXTS, dataclasses.replace(again, made_by="other"))
+    (tmp_path / "index.npz").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"index\.npz: no index of videos"):
+        VideoIndex.open(tmp_path / "index.npz")
+
+
+def test_options_are_ordered_by_level_2(folder, models):
+    film, model = folder / "videos/bunny.mp4", models["multiple_choice"]
+    found = model.answer(film, "what happens?", TEXTS)
+    expected = scores(model, TEXTS, [film])[1, :, 0]
+    assert [answer.text for answer in found] == [TEXTS[number] for number in np.argsort(-expected)]
+    np.testing.assert_allclose([answer.score for answer in found], np.sort(expected)[::-1], rtol=1e-3, atol=1e-4)
+    part = model.answer(film, "", TEXTS, start=1.0, end=2.0)
+    assert sorted(answer.text for answer in part) == sorted(TEXTS)
+    assert part != found
+
+
+def test_open_questions_have_the_answers_of_the_vocabulary(folder, models):
+    found = models["question_answering"].answer(folder / "videos/bunny.mp4", "what colour is the star?", top_k=2)
+    assert len(found) == 2
+    assert {answer.text for answer in found} < set(ANSWERS)
+    assert 1 > found[0].score >= found[1].score > 0
+    every = models["question_answering"].answer(folder / "videos/bunny.mp4", "what colour is the star?")
+    assert sum(answer.score for answer in every) == pytest.approx(1, rel=1e-5)
+
+
+def test_unknown_words_are_a_warning_and_finite(folder, models):
+    with pytest.warns(UserWarning, match=r"search: no word of '\u9f8d \u9f8d' is in .*vocab\.txt"):
+        found = models["retrieval"].search(["\u9f8d \u9f8d"], folder / "videos")
+    assert np.isfinite([match.score for match in found[0]]).all()
+
+
+def test_what_cannot_be_asked_is_one_line(folder, models, tmp_path):
+    film = folder / "videos/bunny.mp4"
+    retrieval, asking = models["retrieval"], models["question_answering"]
+    with pytest.raises(ConfigError, match="a run of retrieval has no vocabulary of answers; give options"):
+        retrieval.answer(film, "what?")
+    with pytest.raises(ConfigError, match="question_answering does not compare options; leave them out"):
+        asking.answer(film, "what?", ["a", "b"])
+    with pytest.raises(DataError, match="question: empty"):
+        asking.answer(film, " ")
+    with pytest.raises(DataError, match=r"options: expected a list of one or more texts, found \[\]"):
+        retrieval.answer(film, "what?", [])
+    with pytest.raises(DataError, match="options: text 2 is empty"):
+        retrieval.answer(film, "what?", ["a", ""])
+    with pytest.raises(DataError, match="search: text 1 is empty"):
+        retrieval.search([""], folder / "videos")
+    with pytest.raises(DataError, match="no videos"):
+        retrieval.search(["a"], tmp_path)
+    with pytest.raises(DataError, match=r"none of 1 videos can be read; .*absent\.mp4: missing"):
+        retrieval.search(["a"], [tmp_path / "absent.mp4"])
+    with pytest.raises(ConfigError, match="top_k and shortlist"):
+        retrieval.search(["a"], folder / "videos", 0)
+    with pytest.raises(DataError, match=r"bunny\.mp4: no part begins at 7 s; 30 frames at 10 per second"):
+        retrieval.encode_video(film, start=7)
+    with pytest.raises(DataError, match=r"bunny\.mp4: start is 2 s and end 1 s, expected"):
+        retrieval.encode_video(film, start=2, end=1)
+    with pytest.raises(ValueError, match="expected a list of texts, found one string"):
+        retrieval.encode_text("a dog")
+    with pytest.raises(decode.VideoError, match=r"absent\.mp4: missing"):
+        retrieval.encode_video(tmp_path / "absent.mp4")
