@@ -133,7 +133,7 @@ def _check_tables(directory: Path, tokenizer: Tokenizer | None) -> Iterator[Foun
         texts = [*table.texts, *table.option_texts]
         problems += check_texts(f"{directory}, {split}", texts, tokenizer)
         counts = {"tables": 1, "items": len(table), "texts": len(texts)}
-        yield Found(counts | ({"questions outside of the vocabulary": outside} if outside else {}), problems)
+        yield Found(counts | ({"unanswered questions": outside} if outside else {}), problems)
 
 
 def _compare(table: ItemTable, directory: Path, split: str, form: str) -> Iterator[Problem]:

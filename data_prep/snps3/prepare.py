@@ -153,9 +153,9 @@ def print_summary(
         print(f"  {num_answers} answers")
     empty = sum(not line.text.strip() for item in items for line in item.lines)
     if empty:
-        print(f"  {empty} {what} are empty")
+        print(f"  empty texts: {empty}")
     for reason, number in collections.Counter(fault.reason for fault in faults).items():
-        print(f"  {number} lines skipped: {reason}")
+        print(f"  {number} x line skipped: {reason}")
     path = arguments.output / f"{NAME}-{arguments.split}.faults.csv"
     path.unlink(missing_ok=True)
     if faults:
@@ -182,7 +182,7 @@ def write_companions(
     write_table(table_path(arguments.output, arguments.split), table)
     line = f"  {len(table)} items with {len(table.caption_texts)} texts, {len(table.texts)} of them distinct"
     if arguments.use == "questions":
-        line += f"; {int(np.sum(table.best_labels < 0))} questions have no answer of the vocabulary"
+        line += f"; questions without an answer of the vocabulary: {int(np.sum(table.best_labels < 0))}"
     print(line)
 
 

@@ -57,7 +57,7 @@ def test_media_of_every_kind(tmp_path, capsys):
     assert table.captions(0) == ["the dog", "a red dog runs"]
     out = capsys.readouterr().out
     assert "8 captions of 7 parts of 6 videos or images" in out
-    assert "1 captions are empty" in out
+    assert "empty texts: 1" in out
     assert not skipped(folder)
 
 
@@ -195,8 +195,8 @@ def test_transcripts_stand_in_for_captions(tmp_path, capsys):
     assert [table.captions(item) for item in range(2)] == [["hello there dog"], ["kept"]]
     assert table.part(0) == ("a.mp4", 0.0, 2.0)
     out = capsys.readouterr().out
-    assert "1 lines skipped: transcript cannot be read" in out
-    assert "1 lines skipped: no transcript" in out
+    assert "1 x line skipped: transcript cannot be read" in out
+    assert "1 x line skipped: no transcript" in out
     faults = (folder / "items-train.faults.csv").read_text()
     assert "line 2" in faults
     assert "line 3" in faults
@@ -208,7 +208,7 @@ def test_answers_are_words_of_a_vocabulary_or_numbers(tmp_path, capsys):
     table = read_table(prepared(tmp_path, use="questions"), "train")
     assert [table.labels(item) for item in range(4)] == [[0], [3, 0], [1], [-1]]
     assert list(table.qids) == ["q0", "q2", "q1", "q3"]
-    assert "1 questions have no answer of the vocabulary" in capsys.readouterr().out
+    assert "questions without an answer of the vocabulary: 1" in capsys.readouterr().out
     words = options(tmp_path, use="questions", output="no")
     del words[-2:]
     with pytest.raises(DataError, match=r"line 1 has the answer 'red'; --answers must name a vocabulary"):

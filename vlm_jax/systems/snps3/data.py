@@ -73,7 +73,7 @@ def train_pipeline(config: ConfigDict, shard: DataShard) -> TrainPipeline:
     splits = [open_split(directory, wanted.split, USES[config.head], config) for directory in wanted.directories]
     sources = [_train_source(split, table, config.head) for split, table in splits]
     buckets = samples.train_buckets(sources, frames)
-    decode = _decoders(splits, config, (frames.heights[-1], frames.widths[-1]), drawn=True)
+    decode = _decoders(splits, config, (max(frames.heights), max(frames.widths)), drawn=True)
     return TrainPipeline(
         ItemExamples(decode, sources, workers=wanted.workers),
         shard,
