@@ -59,6 +59,7 @@ def items(arguments: argparse.Namespace) -> None:
         "frames_per_record": storage.num_frames,
         "max_side": storage.max_side,
         "num_answers": num_answers,
+        "answers_sha256": answers.fingerprint(vocabulary),
         "frames_from": versions(),
     }
     sources = {MEDIA: arguments.media}
@@ -130,8 +131,8 @@ def count_answers(arguments: argparse.Namespace, lines: Sequence[Line], vocabula
         word = next((each for each in line.answers if isinstance(each, str) and not each.isdecimal()), None)
         if word is not None:
             raise DataError(
-                f"{arguments.annotations}: line {line.number} has the answer {word!r}; --answers must name a vocabulary "
-                "(python -m data_prep.snps3 answers)"
+                f"{arguments.annotations}: line {line.number} has the answer {word!r}; --answers must name a "
+                "vocabulary (python -m data_prep.snps3 answers)"
             )
     if not arguments.num_answers:
         largest = max(int(each) for line in lines for each in line.answers)
@@ -153,9 +154,9 @@ def print_summary(
         print(f"  {num_answers} answers")
     empty = sum(not line.text.strip() for item in items for line in item.lines)
     if empty:
-        print(f"  {empty} {what} are empty")
+        print(f"  empty texts: {empty}")
     for reason, number in collections.Counter(fault.reason for fault in faults).items():
-        print(f"  {number} lines skipped: {reason}")
+        print(f"  {number} x line skipped: {reason}")
     path = arguments.output / f"{NAME}-{arguments.split}.faults.csv"
     path.unlink(missing_ok=True)
     if faults:
@@ -182,7 +183,7 @@ def write_companions(
     write_table(table_path(arguments.output, arguments.split), table)
     line = f"  {len(table)} items with {len(table.caption_texts)} texts, {len(table.texts)} of them distinct"
     if arguments.use == "questions":
-        line += f"; {int(np.sum(table.best_labels < 0))} questions have no answer of the vocabulary"
+        line += f"; questions without an answer of the vocabulary: {int(np.sum(table.best_labels < 0))}"
     print(line)
 
 
