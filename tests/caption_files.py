@@ -84,11 +84,8 @@ def options(folder, *more, use="captions", output="", split="train", rows=None):
     if use == "questions":
         (folder / "answers.json").write_text(json.dumps(["red", "blue", "one", "two"]))
         named["answers"] = folder / "answers.json"
-    return [
-        "items",
-        *map(str, (word for name, value in named.items() for word in (f"--{name}", value))),
-        *map(str, more),
-    ]
+    words = (word for name, value in named.items() for word in (f"--{name}", value))
+    return ["items", *map(str, (*words, *more))]
 
 
 def prepared(folder, *more, use="captions", output="", split="train", rows=None):

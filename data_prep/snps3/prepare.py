@@ -58,6 +58,7 @@ def items(arguments: argparse.Namespace) -> None:
         "frames_per_record": storage.num_frames,
         "max_side": storage.max_side,
         "num_answers": num_answers,
+        "answers_sha256": answers.fingerprint(vocabulary),
         "frames_from": versions(),
     }
     sources = {MEDIA: arguments.media}
@@ -129,8 +130,8 @@ def count_answers(arguments: argparse.Namespace, lines: Sequence[Line], vocabula
         word = next((each for each in line.answers if isinstance(each, str) and not each.isdecimal()), None)
         if word is not None:
             raise DataError(
-                f"{arguments.annotations}: line {line.number} has the answer {word!r}; --answers must name a vocabulary "
-                "(python -m data_prep.snps3 answers)"
+                f"{arguments.annotations}: line {line.number} has the answer {word!r}; --answers must name a "
+                "vocabulary (python -m data_prep.snps3 answers)"
             )
     if not arguments.num_answers:
         largest = max(int(each) for line in lines for each in line.answers)

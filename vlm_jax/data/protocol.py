@@ -91,11 +91,14 @@ _STATED: dict[str, tuple[str, Callable[[Any], bool]]] = {
         ),
         ("a whole number above 0", lambda value: _is_count(value) and value > 0),
     ),
-    **dict.fromkeys(("jitter", "start_second", "short_side"), ("a whole number, at least 0", _is_count)),
+    **dict.fromkeys(
+        ("jitter", "start_second", "short_side", "num_answers", "frames_per_record", "max_side"),
+        ("a whole number, at least 0", _is_count),
+    ),
     **dict.fromkeys(("fps", "min_time", "clip_seconds", "overlap"), ("a number, at least 0", _is_number)),
     "feature_stride": ("a number above 0", lambda value: _is_number(value) and value > 0),
     **dict.fromkeys(
-        ("kind", "dtype", "format", "video_source", "text_source", "labels"),
+        ("kind", "use", "dtype", "format", "video_source", "text_source", "labels", "answers_sha256"),
         ("text", lambda value: isinstance(value, str)),
     ),
     **dict.fromkeys(("video_features", "text_features"), ("an object", lambda value: isinstance(value, dict))),

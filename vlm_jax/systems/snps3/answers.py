@@ -1,6 +1,7 @@
 """Vocabulary of answers for open-ended question answering: the most frequent ones of the training questions."""
 
 import collections
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,6 +43,11 @@ def read(path: Path) -> list[str]:
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found) or len(set(found)) < len(found):
         raise DataError(f"{path}: expected a JSON list of distinct answers")
     return found
+
+
+def fingerprint(vocabulary: Sequence[str]) -> str:
+    """Return the SHA-256 digest of a vocabulary in hexadecimal, '' for none."""
+    return hashlib.sha256(json.dumps(list(vocabulary)).encode()).hexdigest() if vocabulary else ""
 
 
 def _plain(answer: str) -> str:

@@ -14,6 +14,7 @@ LEVELS = 10
 """Largest magnitude."""
 FILL = 0.5
 """Value of pixels that geometric operations uncover, from 0 to 255."""
+_THIRTEENTHS = np.rint(np.arange(13 * 255 + 1, dtype=np.float32) / 13).astype(np.uint8)
 _GREY = np.array([0.2989, 0.587, 0.114], np.float32)
 
 
@@ -74,19 +75,20 @@ def sharpness(video: np.ndarray, level: float) -> np.ndarray:
     height, width = video.shape[1:3]
     if min(height, width) <= 2:
         return video
-    wide = video.astype(np.int32)
+    wide = video.astype(np.uint16)
     rows = wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * wide[:, 1:-1, 1:-1]
     blurred = video.copy()
-    blurred[:, 1:-1, 1:-1] = np.rint(total / np.float32(13)).astype(np.uint8)
+    blurred[:, 1:-1, 1:-1] = _THIRTEENTHS[total]
     return _blend(video, blurred, 1 + 0.9 * level)
 
 
 def auto_contrast(video: np.ndarray, level: float) -> np.ndarray:
     """Return frames whose colours are stretched to the whole range, each frame and colour by itself."""
     del level
-    low = video.min((1, 2), keepdims=True).astype(np.float32)
-    high = video.max((1, 2), keepdims=True).astype(np.float32)
+    # One axis after the other is much faster than both at once.
+    low = video.min(1).min(1)[:, None, None].astype(np.float32)
+    high = video.max(1).max(1)[:, None, None].astype(np.float32)
     flat = low == high
     scale = np.float32(255) / np.where(flat, 255, high - low)
     return np.clip((video - np.where(flat, 0, low)) * scale, 0, 255).astype(np.uint8)

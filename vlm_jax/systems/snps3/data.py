@@ -1,6 +1,7 @@
 """Records of images and videos, and the pipelines of training and evaluation."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from vlm_jax.data.pipeline import EvaluationPipeline, TrainPipeline
 from vlm_jax.data.protocol import PROTOCOL, check_protocol
 from vlm_jax.data.record_examples import Decode, RecordExamples, RecordReference, RecordSource, Split
 from vlm_jax.errors import ConfigError, DataError
-from vlm_jax.systems.snps3 import samples
+from vlm_jax.systems.snps3 import answers, samples
 from vlm_jax.systems.snps3.samples import FRAMES, VIEW, ItemSource, MakeArrays
 from vlm_jax.systems.snps3.sampling import frame_indices
 from vlm_jax.systems.snps3.table import KIND, ItemTable, read_table
@@ -152,7 +153,10 @@ def open_split(directory: str, split_name: str, use: str, config: ConfigDict) ->
     split = Split(directory, split_name)
     check_protocol(directory, split.protocol, {"kind": KIND, "use": use})
     if use == "questions":
-        check_protocol(directory, split.protocol, {"num_answers": config.model.num_answers})
+        wanted = {"num_answers": config.model.num_answers}
+        if config.answers.vocabulary and split.protocol["answers_sha256"]:
+            wanted["answers_sha256"] = answers.fingerprint(answers.read(Path(config.answers.vocabulary)))
+        check_protocol(directory, split.protocol, wanted)
     table = read_table(directory, split_name)
     if len(table.videos) != split.records.sum() or (split.records != split.groups).any():
         raise DataError(
