@@ -240,6 +240,11 @@ def _frames(path: Path, item: dict, count: int) -> list[np.ndarray]:
     """Return one frame uint8 `[160, 160, 3]` from the middle of each of `count` equal parts of an item."""
     from vlm_jax.video import decode
 
-    times = item["start"] + (np.arange(count) + 0.5) / count * (item["end"] - item["start"])
-    filters = decode.square_crop(160)
+    seconds, filters = item["end"] - item["start"], decode.square_crop(160)
+    parts = (np.arange(count) + 0.5) / count
+    if seconds < 1:  # at a fixed rate, a video of a few frames may have none
+        frames = decode.read_frames(path, start=item["start"], seconds=max(seconds, 0.1), filters=filters)
+        if len(frames):
+            return [frames[int(part * len(frames))] for part in parts]
+    times = item["start"] + parts * seconds
     return [decode.read_clip(path, start=round(time, 3), num_frames=1, fps=5, filters=filters)[0] for time in times]
