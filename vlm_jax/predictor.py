@@ -42,8 +42,8 @@ class Predictions(NamedTuple):
     """Answers to requests.
 
     Attributes:
-      lines: One JSON object per sentence: qid, video, query, and `seconds` `[[start, end, score], ...]`, best first; per
-        question, its answers; per second of a film, its people.
+      lines: One JSON object per sentence: qid, video, query, and `seconds` `[[start, end, score], ...]`, best first.
+        Lines about questions have their answers, and those about seconds of a film its people.
       files: Text of further files by name, such as predictions in the reference's format.
       missing: Requests without an answer: name, reason (one text per kind of reason), and what was found.
     """

@@ -6,11 +6,12 @@ import functools
 import jax
 import numpy as np
 import pytest
-from snps3_runs import ANSWERS, TEXTS, make_runs
+from snps3_runs import ANSWERS, TEXTS, make_runs, save, small
 
 from vlm_jax import inference
 from vlm_jax.errors import ConfigError, DataError
 from vlm_jax.systems.snps3.captions import CaptionSettings, fixed_text
+from vlm_jax.systems.snps3.config import visual_network
 from vlm_jax.systems.snps3.index import VideoIndex
 from vlm_jax.systems.snps3.predict import read_part
 from vlm_jax.systems.snps3.transforms import evaluation_view
@@ -45,6 +46,24 @@ def test_frames_are_those_that_evaluation_samples(folder, models):
     np.testing.assert_allclose(model.encode_video(frames).clips, found.clips, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found.clips, axis=-1), 1, rtol=1e-5)
     assert model.encode_video(found) is found
+
+
+def test_whole_frames_of_any_size(folder, tmp_path):
+    """Every video is seen in its own size, without padding, so results depend on no other video."""
+    config = small(folder, "retrieval")
+    config.frames.form, config.frames.max_size = "whole", 64
+    config.model.visual = visual_network("pvt", widths=(4, 4, 8, 8), depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))
+    save(tmp_path, config, 2)
+    model = inference.load(tmp_path)
+    film = folder / "videos/chaplin.mkv"
+    shown = evaluation_view(read_part(film, 0, None, 2), config.frames, strict=False)
+    assert shown.shape == (2, 64, 45, 3)
+    batch = {"video": shown[None], "size": np.array([[64, 45]], np.int32)}
+    expected = encoders_of(model)["video"](model.variables, batch)
+    np.testing.assert_allclose(model.encode_video(film).tokens, expected["tokens"][0], rtol=1e-4, atol=1e-4)
+    index = model.index(folder / "videos")
+    np.testing.assert_allclose(index.tokens[1], expected["tokens"][0], rtol=1e-4, atol=1e-4)
+    assert {match.video for match in model.search(TEXTS[:1], index, 3)[0]} == set(index.names)
 
 
 def test_a_video_of_one_frame_is_an_image_repeated(folder, models, tmp_path):
