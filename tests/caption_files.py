@@ -2,27 +2,22 @@
 
 import json
 
-import av
 import numpy as np
 import tensorflow as tf
 
 from data_prep.snps3 import prepare
 from vlm_jax.systems.snps3.config import default_config
+from vlm_jax.video.write import write_video
 
 RATE = 4
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"a red blue green dog cat runs sits one two ? the".split())
 
 
-def write_video(path, count=12, size=(36, 48), rate=RATE):
-    """Write a lossless video whose grey value is 8 times the number of the frame."""
+def write_numbered(path, count=12, size=(36, 48), rate=RATE):
+    """Write a video whose grey value is 8 times the number of the frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=rate, options={"crf": "0", "preset": "ultrafast"})
-        stream.height, stream.width, stream.pix_fmt = *size, "yuv444p"
-        for number in range(count):
-            frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 8 * number, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    greys = 8 * np.arange(count, dtype=np.uint8)[:, None, None, None]
+    write_video(path, np.broadcast_to(greys, (count, *size, 3)).copy(), rate, lossless=True)
 
 
 def write_image(path, size=(30, 40), value=100, form="jpg"):
@@ -42,7 +37,7 @@ def write_media(folder):
     """Write three videos, a folder of frames and two images below `folder/media`."""
     media = folder / "media"
     for name, count in (("a", 12), ("b", 8), ("one", 1)):
-        write_video(media / f"{name}.mp4", count)
+        write_numbered(media / f"{name}.mp4", count)
     for number in (10, 9, 2, 1):
         write_image(media / "frames" / f"frame_{number}.jpg", value=10 * number)
     write_image(media / "small.jpg", (12, 20), 50)

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from vlm_jax.video import decode
-from vlm_jax.video.decode import VideoError, probe, read_clip, read_clips, read_frames, stream_frames
+from vlm_jax.video.decode import (
+    VideoError,
+    count_frames,
+    frames_at,
+    probe,
+    read_clip,
+    read_clips,
+    read_frames,
+    stream_frames,
+)
 from vlm_jax.video.sampling import resample
 from vlm_jax.video.write import write_video
 
@@ -79,6 +88,16 @@ def test_every_frame_comes_once(clip, suffix):
 @pytest.mark.parametrize(("start", "first"), [(0.01, 1), (0.5, 13), (1.0, 25), (1.97, 50), (2.5, 63), (3.96, 99)])
 def test_seek_is_exact(clip, suffix, start, first):
     assert ids(read_frames(clip(suffix), start=start)) == list(range(first, 100))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".ts", ".webm"])
+def test_frames_of_some_numbers(clip, suffix):
+    assert count_frames(clip(suffix)) == 100
+    assert ids(np.stack(list(frames_at(clip(suffix), [0, 7, 8, 63])))) == [0, 7, 8, 63]
+    assert ids(np.stack(list(frames_at(clip(suffix), [99, 100, 200])))) == [99]
+    assert not list(frames_at(clip(suffix).read_bytes(), [100]))
+    small = next(frames_at(clip(suffix), [3], "scale=8:4"))
+    assert small.shape == (4, 8, 3)
 
 
 def test_seconds_end_before_the_frame_at_the_end(clip):

@@ -20,6 +20,12 @@ def test_as_ffmpeg_scales_rgb(film, root):
         assert np.abs(scaled.astype(int) - expected).mean() < 1
 
 
+def test_height_and_width_are_chosen_apart(film):
+    wide = scale(film, 40, 100)
+    assert wide.shape == (12, 40, 100, 3)
+    assert np.abs(wide.mean((1, 2)) - film.mean((1, 2))).max() < 2
+
+
 def test_plain_frames_stay_plain_and_apart():
     levels = np.array([[0, 0, 0], [255, 255, 255], [10, 120, 240], [7, 8, 9]], np.uint8)
     frames = np.broadcast_to(levels[:, None, None], (4, 30, 20, 3))
