@@ -86,7 +86,14 @@ def test_retrieval_is_the_search_among_the_files(folder, evaluate, command, tmp_
     assert matplotlib.image.imread(tmp_path / "a.png").shape[1] == 2100
 
 
-def test_answers_are_those_about_the_files(folder, evaluate):
+def scored(command, folder, head, form, annotations):
+    """Metrics that the predictions have when they are scored by themselves."""
+    words = ["--predictions", folder / head / "results/test.jsonl", "--annotations", folder / f"{annotations}.jsonl"]
+    said, error = command("score", *words, "--format", form)
+    return {name: float(value) for name, value in map(str.split, said.splitlines())}, error
+
+
+def test_answers_are_those_about_the_files(folder, evaluate, command):
     metrics, lines = evaluate("question_answering", "answers", "answers")
     model = inference.load(folder / "question_answering")
     for line, film in zip(lines, FILMS, strict=True):
@@ -97,10 +104,13 @@ def test_answers_are_those_about_the_files(folder, evaluate):
     right = np.mean([line["prediction"] == line["truth"] for line in lines])
     assert metrics == {"accuracy": round(right, 4), "questions": 3, "outside_vocabulary": 1}
     assert {line["prediction"] for line in lines} <= set(ANSWERS)
+    found, _ = scored(command, folder, "question_answering", "questions", "answers")
+    expected = {"accuracy": pytest.approx(100 * right, abs=0.01), "questions": 3}
+    assert found == {**expected, "without_predictions": 0, "annotations_left_out": 0}
 
 
 @pytest.mark.parametrize("data", ["choices", "predict"])
-def test_a_checkpoint_of_retrieval_chooses(folder, evaluate, data):
+def test_a_checkpoint_of_retrieval_chooses(folder, evaluate, data, command):
     """Without truth there is no accuracy, but the predictions are the same."""
     metrics, lines = evaluate("retrieval", "choices", data)
     model = inference.load(folder / "retrieval")
@@ -116,3 +126,8 @@ def test_a_checkpoint_of_retrieval_chooses(folder, evaluate, data):
             np.mean([line["prediction"] == n for line, n in zip(lines, TRUTH, strict=True)]), 4
         )
     assert metrics == expected
+    found, error = scored(command, folder, "retrieval", "choices", data)
+    if data == "choices":
+        assert found["accuracy"] == pytest.approx(100 * expected["accuracy"], abs=0.01)
+    else:
+        assert "no prediction is of a question of" in error
