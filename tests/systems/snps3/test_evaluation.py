@@ -116,6 +116,7 @@ def prepared(folder, lines, vocabulary=()):
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
     config = default_config()
     config.text.vocabulary, config.text.length = str(folder / "vocab.txt"), 8
+    config.text.vocabulary_size = len(pieces)
     config.head = "retrieval"
     return config, table
 

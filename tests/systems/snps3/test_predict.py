@@ -218,3 +218,13 @@ def test_a_list_of_questions_has_a_line_each(folder, models, tmp_path):
     (line,) = models["question_answering"].predict([open_question], top_k=2).lines
     assert line["prediction"] == line["best"][0]["answer"]
     assert len(line["best"]) == 2
+
+
+def test_another_vocabulary_is_one_line(folder, tmp_path):
+    (tmp_path / "vocab.txt").write_text((folder / "vocab.txt").read_text() + "more\n")
+    other = inference.load(folder / "retrieval", vocabulary=tmp_path / "vocab.txt")
+    with pytest.raises(ConfigError, match=r"config\.text\.vocabulary: .*vocab\.txt has \d+ tokens, the model \d+"):
+        other.encode_text(["a"])
+    none = inference.load(folder / "retrieval", overrides=["--config.text.vocabulary="])
+    with pytest.raises(ConfigError, match=r"config\.text\.vocabulary: empty"):
+        none.encode_text(["a"])

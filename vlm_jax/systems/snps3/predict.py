@@ -15,13 +15,12 @@ from vlm_jax.errors import ConfigError, DataError
 from vlm_jax.extraction import Extractor
 from vlm_jax.predictor import Match, Predictions, Predictor, Request
 from vlm_jax.systems.snps3.annotations import LONGEST
-from vlm_jax.systems.snps3.evaluation import answer_names, best_answers, text_arrays
+from vlm_jax.systems.snps3.evaluation import answer_names, best_answers, load_tokenizer, text_arrays
 from vlm_jax.systems.snps3.index import EncodedVideo, VideoIndex
 from vlm_jax.systems.snps3.matching import encode_texts, level_1
 from vlm_jax.systems.snps3.sampling import frame_indices, part_of_video
 from vlm_jax.systems.snps3.task import make_task
 from vlm_jax.systems.snps3.transforms import evaluation_view
-from vlm_jax.text import vocabulary
 from vlm_jax.text.tokenizer import Tokenizer
 from vlm_jax.train.batches import predict_batches
 from vlm_jax.train.scoring import score_matrix
@@ -93,7 +92,7 @@ class SnpS3Predictor(Predictor):
         Words that the vocabulary lacks become its unknown token; a text without any other is reported by a warning.
 
         Raises:
-          TokenizerError: If the config names no usable vocabulary.
+          UserError: If the config names no usable vocabulary.
           DataError: If a text is empty.
           ValueError: If `texts` is a single string.
         """
@@ -278,7 +277,7 @@ class SnpS3Predictor(Predictor):
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
-        return vocabulary.load(self.config.text.vocabulary)
+        return load_tokenizer(self.config)
 
     @functools.cached_property
     def _identity(self) -> str:
