@@ -5,7 +5,7 @@ pvt        PVTv2-B2 on whole frames of up to 448 pixels
 resnet     ResNet-50 in the same way
 smoke      a few steps of training of a small model on synthetic batches
 
-    python launch/evaluate.py --config configs/snps3_mc_msrvtt.py --checkpoint runs/snps3_retrieval_msrvtt
+    python launch/evaluate.py --config configs/snps3_mc_msrvtt.py --workdir runs/mc --checkpoint RETRIEVAL_RUN
 
 Published accuracy in %: 96.5; with PVT 92.3.
 """

@@ -25,7 +25,6 @@ def get_config(variant: str = "") -> ConfigDict:
         return config
     config.data.directories, config.data.weights = ("data/snps3/coco", "data/snps3/vg"), ()
     config.evaluation.val.directory = "data/snps3/coco"
-    config.epochs, config.steps = 0, 130000
     if variant == "resnet":
         config.steps, config.schedule.boundary_steps = 400000, (150000,)
     if variant == "plain":

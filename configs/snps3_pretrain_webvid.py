@@ -25,7 +25,7 @@ def get_config(variant: str = "") -> ConfigDict:
         return config
     config.data.directories, config.evaluation.val.directory = (DATA,), DATA
     config.frames.clips = 4
-    config.epochs = 10
+    config.epochs, config.steps = 10, 0
     config.schedule.boundary_steps, config.schedule.boundary_epochs = (), (5,)
     config.init_from, config.init_fresh = (f"runs/snps3_pretrain_cc3m{variant and '_' + variant}",), ()
     return config

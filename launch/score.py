@@ -2,7 +2,8 @@
 
 Predictions are lines of {qid, seconds: [[start, end, score], ...]}, best first, as launch/predict.py and
 launch/evaluate.py write them; lighthouse's key `pred_relevant_windows` is read as well. Annotations have any form of
-`vlm_jax/annotations.py`. With `--format ego4d`, both files are those of the Ego4D challenge.
+`vlm_jax/annotations.py`. With `--format ego4d`, both files are those of the Ego4D challenge. With `--format questions`
+or `choices`, predictions are lines of {qid, prediction}, and annotations the JSON lines of docs/snps3.md.
 
 A prediction is right if its IoU is at least the threshold; in `ego4d` it must be greater. Queries without predictions
 count as wrong; in `ego4d`, queries that the result file lacks do not count.
@@ -20,8 +21,11 @@ import numpy as np
 from vlm_jax import annotations
 from vlm_jax.annotations import FORMS, AnnotationError
 from vlm_jax.metrics import didemo, moments
+from vlm_jax.systems.snps3.annotations import read_lines
 
 EGO4D = "ego4d"
+ASKED = ("questions", "choices")
+"""Forms of annotations of open questions and of questions with options."""
 
 
 def main() -> None:
@@ -30,7 +34,10 @@ def main() -> None:
     parser.add_argument("--predictions", required=True, type=Path)
     parser.add_argument("--annotations", required=True, type=Path)
     parser.add_argument(
-        "--format", default="jsonl", choices=(*FORMS, EGO4D), help="form of the annotations (default: %(default)s)"
+        "--format",
+        default="jsonl",
+        choices=(*FORMS, EGO4D, *ASKED),
+        help="form of the annotations (default: %(default)s)",
     )
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.3, 0.5, 0.7], help="IoU thresholds")
     parser.add_argument("--ks", type=int, nargs="+", default=[1, 5], help="numbers of predictions that recall counts")
@@ -38,7 +45,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if min(arguments.ks) < 1 or not all(0 < threshold <= 1 for threshold in arguments.thresholds):
         raise AnnotationError("--ks, --thresholds: expected numbers from 1 on, and overlaps above 0 and up to 1")
-    metrics = (score_ego4d if arguments.format == EGO4D else score)(arguments)
+    scores = {EGO4D: score_ego4d, **dict.fromkeys(ASKED, score_answers)}
+    metrics = scores.get(arguments.format, score)(arguments)
     for name, value in metrics.items():
         print(f"{name:<22} {value:g}" if value == int(value) else f"{name:<22} {value:.2f}")
     if arguments.output:
@@ -118,6 +126,32 @@ def score_ego4d(arguments: argparse.Namespace) -> dict[str, float]:
     return metrics | {"queries": len(truths), "without_predictions": queries - len(truths)}
 
 
+def score_answers(arguments: argparse.Namespace) -> dict[str, float]:
+    """Return the accuracy in percent of the questions with a known answer; those without a prediction are wrong.
+
+    Raises:
+      AnnotationError: if no prediction belongs to a question of the annotations.
+    """
+    lines, faults = read_lines(arguments.annotations, arguments.format)
+    truths = {str(line.key): {str(answer).strip().lower() for answer in line.answers} for line in lines if line.answers}
+    predictions = {}
+    for place, entry in _entries(arguments.predictions):
+        if "prediction" not in entry:
+            raise AnnotationError(f"{place}: expected 'prediction', found {', '.join(entry)}")
+        predictions[str(entry["qid"])] = str(entry["prediction"]).strip().lower()
+    if not predictions.keys() & truths.keys():
+        raise AnnotationError(
+            f"{arguments.predictions}: no prediction is of a question of {arguments.annotations} with a known answer"
+        )
+    right = sum(predictions.get(qid) in answers for qid, answers in truths.items())
+    return {
+        "accuracy": 100 * right / len(truths),
+        "questions": len(truths),
+        "without_predictions": sum(qid not in predictions for qid in truths),
+        "annotations_left_out": len(faults),
+    }
+
+
 def read_predictions(path: Path) -> dict[str, np.ndarray]:
     """Return segments by qid, best first: `[K, 2 or more]`, start and end in seconds.
 
@@ -125,6 +159,22 @@ def read_predictions(path: Path) -> dict[str, np.ndarray]:
       AnnotationError: for a line that is something else; it names the first one.
     """
     found: dict[str, np.ndarray] = {}
+    for place, entry in _entries(path):
+        qid = str(entry["qid"])
+        segments = entry.get("seconds", entry.get("pred_relevant_windows"))
+        if segments is None and "frames" in entry:
+            raise AnnotationError(f"{place}: only frames, no seconds; prepare the windows with --fps to have both")
+        found[qid] = _segments(segments, place)
+    return found
+
+
+def _entries(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the lines of a file of predictions, each with its place in messages.
+
+    Raises:
+      AnnotationError: for a line that is no object with a `qid` of its own, or a file without lines.
+    """
+    found: dict[str, tuple[str, Mapping[str, Any]]] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -139,17 +189,12 @@ def read_predictions(path: Path) -> dict[str, np.ndarray]:
         if not isinstance(entry, Mapping) or "qid" not in entry:
             raise AnnotationError(f"{path}: line {number}: expected a JSON object with 'qid', found {line[:60]!r}")
         qid = str(entry["qid"])
-        segments = entry.get("seconds", entry.get("pred_relevant_windows"))
-        if segments is None and "frames" in entry:
-            raise AnnotationError(
-                f"{path}: line {number}: only frames, no seconds; prepare the windows with --fps to have both"
-            )
         if qid in found:
             raise AnnotationError(f"{path}: line {number}: qid {qid!r} is there twice")
-        found[qid] = _segments(segments, f"{path}: line {number}")
+        found[qid] = f"{path}: line {number}", entry
     if not found:
         raise AnnotationError(f"{path}: holds no predictions")
-    return found
+    return list(found.values())
 
 
 def _segments(value: Any, place: str) -> np.ndarray:

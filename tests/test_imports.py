@@ -32,7 +32,7 @@ ALLOWED = {
     | {"vlm_jax.metrics", "vlm_jax.text", "vlm_jax.video", "vlm_jax.interop", "vlm_jax.annotations"}
     | {"vlm_jax.features", "vlm_jax.text_features", "vlm_jax.train", "vlm_jax.predictor", "vlm_jax.extraction"}
     | {*NUMPY_DATA, "vlm_jax.array_files", "jax", "flax", "numpy", "ml_collections", "sklearn", "cv2", "PIL"}
-    | {"matplotlib", *BASE},
+    | {"matplotlib", "yaml", *BASE},
     "vlm_jax/train": {"vlm_jax.train", "vlm_jax.task", "vlm_jax.config", "vlm_jax.references", "vlm_jax.ops", *BASE}
     | {"vlm_jax.progress", "numpy", "ml_collections", "tensorboard", *NUMERIC},
     "vlm_jax/models": {"vlm_jax.models", "vlm_jax.ops", "jax", "flax", "numpy"},

@@ -4,7 +4,7 @@ import glob
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,65 +16,126 @@ WIDTH = 14.0
 """Width of a figure, inches."""
 SHOWN = 5
 """Number of moments drawn per sentence."""
+BEST = 3
+"""Number of videos or windows drawn per query."""
+
+
+class Shown(NamedTuple):
+    """Part of a video in a picture of ranked videos.
+
+    Attributes:
+      path: File of the video.
+      start: Start of the part, seconds.
+      end: Its end; None for the end of the video.
+      score: Score.
+      right: True for a match that is known.
+    """
+
+    path: Path
+    start: float
+    end: float | None
+    score: float
+    right: bool = False
 
 
 def draw_retrieval(results: Path, videos: Path, output: Path, count: int) -> int:
     """Draw queries at even intervals, each with frames of its three best items; return the number of all queries.
 
     Args:
-      results: File of rankings, written by evaluation.
+      results: File of rankings, written by evaluation: JSON, or JSON lines where items have one or two levels.
       videos: Folder of the videos.
       output: Picture to write.
       count: Number of queries to draw.
 
     Raises:
-      ConfigError: If the rankings are missing.
+      ConfigError: If the rankings are missing, or are none.
     """
-    plt = _pyplot()
     if not results.is_file():
         raise ConfigError(f"{results}: no such file; run launch/evaluate.py first")
-    queries = json.loads(results.read_text())
-    chosen = [queries[i] for i in np.unique(np.linspace(0, len(queries) - 1, count).round().astype(int))]
-    best, frames = 3, 3
-    side, heading = 0.98 * WIDTH / (best * frames + 0.6), 0.6  # inches of a frame, and of the text above a row
-    inches = len(chosen) * (side + heading)
+    text = results.read_text(encoding="utf-8")
+    try:
+        lines = results.suffix == ".jsonl"
+        queries = [json.loads(line) for line in text.splitlines()] if lines else json.loads(text)
+        chosen = [queries[i] for i in np.unique(np.linspace(0, len(queries) - 1, count).round().astype(int))]
+        rows = [(_ranked_by_level if lines else _ranked)(query, videos, len(queries)) for query in chosen]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{results}: no rankings of a retrieval evaluation ({error!r})") from None
+    draw_ranked(rows, output)
+    return len(queries)
+
+
+def _ranked(query: Mapping[str, Any], videos: Path, total: int) -> tuple[str, list[Shown]]:
+    """Return title and best items of a query of windows."""
+    best = [
+        Shown(videos / item["video_id"], item["start"], item["end"], item["score"], item["item"] == query["item"])
+        for item in query["best"]
+    ]
+    return f"{quoted(query['text'])}   true window ranked {query['rank']} of {total}", best
+
+
+def _ranked_by_level(query: Mapping[str, Any], videos: Path, total: int) -> tuple[str, list[Shown]]:
+    """Return title and best items of a query of whole videos, whose items have the scores of their levels."""
+    level, rank = list(query["ranks"].items())[-1]
+    places = [{key: item[key] for key in ("video", "start", "end") if key in item} for item in query["best"]]
+    best = [
+        Shown(
+            _video(videos, place["video"]),
+            place.get("start", 0.0),
+            place.get("end"),
+            item[level],
+            place in query["truth"],
+        )
+        for place, item in zip(places[:BEST], query["best"], strict=False)
+    ]
+    return f"{quoted(query['caption'])}   true video ranked {rank} (of {total} texts)", best
+
+
+def draw_ranked(rows: Sequence[tuple[str, Sequence[Shown]]], output: Path) -> None:
+    """Draw rows of frames, those of the three best parts of videos.
+
+    Args:
+      rows: Title of each row and parts of videos, best first.
+      output: Picture to write.
+    """
+    from vlm_jax.video import decode
+
+    plt, frames = _pyplot(), 3
+    side, heading = 0.98 * WIDTH / (BEST * frames + 0.6), 0.6  # inches of a frame, and of the text above a row
+    inches = len(rows) * (side + heading)
     figure, axes = plt.subplots(
-        len(chosen),
-        best * frames + best - 1,
+        len(rows),
+        BEST * frames + BEST - 1,
         figsize=(WIDTH, inches),
         squeeze=False,
-        width_ratios=([1] * frames + [0.12]) * (best - 1) + [1] * frames,
+        width_ratios=([1] * frames + [0.12]) * (BEST - 1) + [1] * frames,
     )
-    for row, query in zip(axes, chosen, strict=True):
+    for row, (title, best) in zip(axes, rows, strict=True):
         for cell in row:
             cell.axis("off")
-        row[0].text(
-            0,
-            1.17,
-            f"\u201c{shorten(query['text'], 100)}\u201d   true window ranked {query['rank']} of {len(queries)}",
-            transform=row[0].transAxes,
-            fontsize=10,
-            weight="bold",
-            va="bottom",
-        )
-        for place, item in enumerate(query["best"][:best]):
+        row[0].text(0, 1.17, title, transform=row[0].transAxes, fontsize=10, weight="bold", va="bottom")
+        for place, shown in enumerate(best[:BEST]):
             cells = row[place * (frames + 1) : place * (frames + 1) + frames]
-            right = item["item"] == query["item"]
-            for cell, frame in zip(cells, _frames(videos / item["video_id"], item, frames), strict=True):
+            end = decode.probe(shown.path).duration if shown.end is None else shown.end
+            item = {"start": shown.start, "end": end}
+            for cell, frame in zip(cells, _frames(shown.path, item, frames), strict=True):
                 cell.imshow(frame)
             cells[0].set_title(
-                f"{place + 1}. {shorten(Path(item['video_id']).stem, 24)} {item['start']:.1f}-{item['end']:.1f} s"
-                f"   score {item['score']:.1f}" + ("   \u2713" if right else ""),
+                f"{place + 1}. {shorten(shown.path.stem, 24)} {shown.start:.1f}-{end:.1f} s   score {shown.score:.2f}"
+                + ("   \u2713" if shown.right else ""),
                 loc="left",
                 fontsize=8,
-                color=GREEN if right else GREY,
+                color=GREEN if shown.right else GREY,
             )
     edges = {"left": 0.01, "right": 0.99, "top": 1 - heading / inches, "bottom": 0.05 / inches}
     figure.subplots_adjust(**edges, hspace=heading / side, wspace=0.03)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=DPI)
     plt.close(figure)
-    return len(queries)
+
+
+def quoted(text: str) -> str:
+    """Return a text for a title: cut to 100 characters, in quotation marks."""
+    return f"\u201c{shorten(text, 100)}\u201d"
 
 
 def draw_timeline(lines: Sequence[Mapping[str, Any]], videos: Path, output: Path, count: int) -> None:
@@ -179,6 +240,11 @@ def _frames(path: Path, item: dict, count: int) -> list[np.ndarray]:
     """Return one frame uint8 `[160, 160, 3]` from the middle of each of `count` equal parts of an item."""
     from vlm_jax.video import decode
 
-    times = item["start"] + (np.arange(count) + 0.5) / count * (item["end"] - item["start"])
-    filters = decode.square_crop(160)
+    seconds, filters = item["end"] - item["start"], decode.square_crop(160)
+    parts = (np.arange(count) + 0.5) / count
+    if seconds < 1:  # at a fixed rate, a video of a few frames may have none
+        frames = decode.read_frames(path, start=item["start"], seconds=max(seconds, 0.1), filters=filters)
+        if len(frames):
+            return [frames[int(part * len(frames))] for part in parts]
+    times = item["start"] + parts * seconds
     return [decode.read_clip(path, start=round(time, 3), num_frames=1, fps=5, filters=filters)[0] for time in times]

@@ -1,6 +1,9 @@
 """Prediction with trained models on your own video and sentences, without TensorFlow.
 
 model = inference.load("runs/milnce")               # embeds: encode_video, encode_text, extract
+model.search(["a bird sings"], "films")             # [[Match(video, score, start, end, levels), ...]]
+model = inference.load("runs/snps3")                # embeds and searches; with the right head, answers
+model.answer("film.mp4", "what sings?", options)    # [Answer(text, score), ...]
 model = inference.load("runs/groundnlq")            # finds moments
 model.ground("film.mp4", ["a bird sings"])          # [[Moment(start, end, score), ...]]
 model = inference.load("runs/lfb")                  # detects actions of people

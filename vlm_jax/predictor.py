@@ -43,6 +43,7 @@ class Predictions(NamedTuple):
 
     Attributes:
       lines: One JSON object per sentence: qid, video, query, and `seconds` `[[start, end, score], ...]`, best first.
+        Lines about questions have their answers, and those about seconds of a film its people.
       files: Text of further files by name, such as predictions in the reference's format.
       missing: Requests without an answer: name, reason (one text per kind of reason), and what was found.
     """
@@ -55,7 +56,8 @@ class Predictions(NamedTuple):
 Request = Mapping[str, Any]
 """Question about a video, by key: `video`, its name; `query`, the sentence; `qid`, the sentence's name; `vector`, its
 features if they exist, with `source`, what made them (`text_features.TextSettings.source`). Without a sentence, all
-sentences of the video in the prepared data are asked."""
+sentences of the video in the prepared data are asked. A question may have `options`, and `start` and `end` (seconds) of
+the part of the video that it is about."""
 
 
 class Predictor:

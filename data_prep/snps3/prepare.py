@@ -26,6 +26,7 @@ import numpy as np
 from data_prep import shards
 from data_prep.commands import Commands, run_command
 from data_prep.snps3 import answers as prepare_answers
+from data_prep.snps3 import published
 from data_prep.snps3 import vocabulary as prepare_vocabulary
 from data_prep.snps3 import words as prepare_words
 from data_prep.snps3.check import check
@@ -193,7 +194,7 @@ def main(words: Sequence[str] | None = None) -> None:
 
 def _add_all_commands(commands: Commands) -> None:
     _add_commands(commands)
-    for module in (prepare_answers, prepare_vocabulary, prepare_words):
+    for module in (published, prepare_answers, prepare_vocabulary, prepare_words):
         module.add_commands(commands)
 
 

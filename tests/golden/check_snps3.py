@@ -1,5 +1,6 @@
 """Checkers of the golden cases of snps3."""
 
+import check_snps3_config
 import check_snps3_data
 import check_snps3_losses
 import check_snps3_model
@@ -8,6 +9,7 @@ import check_snps3_text
 import check_snps3_words
 
 PARTS = (
+    check_snps3_config,
     check_snps3_data,
     check_snps3_losses,
     check_snps3_model,

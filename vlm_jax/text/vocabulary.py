@@ -1,6 +1,7 @@
 """Vocabularies of sub-word tokenisers: loading them, and making small ones from sentences."""
 
 import collections
+import heapq
 import io
 import itertools
 from collections.abc import Iterable
@@ -40,19 +41,28 @@ def word_pieces(sentences: Iterable[str], size: int) -> list[str]:
         for pair in itertools.pairwise(split):
             pairs[pair] += count
             places[pair].add(index)
-    while len(pieces) < size and pairs:
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+    # Most frequent pairs first; counts that have changed since are skipped.
+    heap = [(-count, pair) for pair, count in pairs.items()]
+    heapq.heapify(heap)
+    while len(pieces) < size and heap:
+        count, best = heapq.heappop(heap)
+        if -count != pairs[best] or not count:
+            continue
         merged = best[0] + best[1].removeprefix(CONTINUED)
         pieces[merged] = None
-        for index in sorted(places[best]):
+        changed = set()
+        for index in sorted(places.pop(best)):
             split, count = words[index]
             for pair in itertools.pairwise(split):
                 pairs[pair] -= count
+                changed.add(pair)
             split[:] = _merge(split, best, merged)
             for pair in itertools.pairwise(split):
                 pairs[pair] += count
                 places[pair].add(index)
-        pairs = +pairs
+                changed.add(pair)
+        for pair in changed:
+            heapq.heappush(heap, (-pairs[pair], pair))
     return list(pieces)
 
 

@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +24,7 @@ from vlm_jax.systems.snps3.config import default_config, evaluator
 from vlm_jax.systems.snps3.evaluation import make_evaluators, summarize_retrieval
 from vlm_jax.systems.snps3.table import make_table, table_path, write_table
 from vlm_jax.text.vocabulary import word_pieces
-from vlm_jax.train import evaluate
+from vlm_jax.train import evaluate, sharding
 
 WORDS, DIM, CLIPS, ANSWERS = 40, 6, 3, 7
 VARIABLES = {"params": {"words": np.random.default_rng(0).normal(size=(WORDS, DIM)).astype(np.float32)}}
@@ -111,6 +116,7 @@ def prepared(folder, lines, vocabulary=()):
     (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
     config = default_config()
     config.text.vocabulary, config.text.length = str(folder / "vocab.txt"), 8
+    config.text.vocabulary_size = len(pieces)
     config.head = "retrieval"
     return config, table
 
@@ -129,9 +135,7 @@ def texts_of(rng, count):
 def test_all_pairs_are_those_of_a_double_loop(count, blocks, monkeypatch):
     """11 texts and 7 videos, which no block divides."""
     monkeypatch.setattr(matching, "EMBEDDINGS", blocks[0] + 1)
-    rng = np.random.default_rng(1)
-    texts, video = texts_of(rng, 11), rng.normal(size=(7, CLIPS, DIM)).astype(np.float32)
-    videos = jax.device_get(encode_video({}, {"video": video}))
+    texts, videos = pairs()
     sizes = {"row_block": blocks[0], "column_block": blocks[1]}
     second = matching.level_2(ENCODERS)
     found = matching.score_pairs(ENCODERS, second, VARIABLES, texts, videos, mesh_of(count), **sizes)
@@ -140,12 +144,56 @@ def test_all_pairs_are_those_of_a_double_loop(count, blocks, monkeypatch):
         embedding = np.asarray(ENCODERS["text"](VARIABLES, own)["text"][0], np.float64)
         for column in range(7):
             first = np.log(np.exp(videos["clips"][column].astype(np.float64) @ embedding).sum())
-            scores = match(VARIABLES, {**own, "tokens": video[column : column + 1]})["scores"]
+            scores = match(VARIABLES, {**own, "tokens": videos["tokens"][column : column + 1]})["scores"]
             np.testing.assert_allclose(found["level_1"][row, column], first, rtol=1e-5)
             np.testing.assert_allclose(found["level_2"][row, column], scores[0], rtol=1e-4, atol=1e-5)
     quick = matching.score_pairs(ENCODERS, None, VARIABLES, texts, videos, **sizes)
     assert quick.keys() == {"level_1"}
     np.testing.assert_allclose(quick["level_1"], found["level_1"], rtol=1e-6)
+
+
+def pairs():
+    """11 texts and 7 encoded videos."""
+    rng = np.random.default_rng(1)
+    texts, video = texts_of(rng, 11), rng.normal(size=(7, CLIPS, DIM)).astype(np.float32)
+    return texts, jax.device_get(encode_video({}, {"video": video}))
+
+
+def main(folder):
+    """One of two processes with two devices each."""
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    sharding.initialize()
+    matching.EMBEDDINGS = 5
+    sizes = {"row_block": 3, "column_block": 4}
+    mesh = sharding.make_mesh(default_config().mesh)
+    assert (jax.process_count(), mesh.shape["data"]) == (2, 4)
+    embeddings = matching.encode_texts(ENCODERS["text"], VARIABLES, pairs()[0], mesh, 5)
+    found = matching.score_pairs(ENCODERS, matching.level_2(ENCODERS), VARIABLES, *pairs(), mesh, **sizes)
+    assert [scores is None for scores in found.values()] == [jax.process_index() > 0] * 2
+    np.savez(folder / f"{jax.process_index()}.npz", embeddings=embeddings, **(found if not jax.process_index() else {}))
+
+
+def test_two_processes_share_the_scores(tmp_path, root):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(root), "VLM_COORDINATOR": f"127.0.0.1:{port}"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(tmp_path)],
+            cwd=root,
+            env={**environment, "VLM_NUM_PROCESSES": "2", "VLM_PROCESS_ID": str(number)},
+        )
+        for number in range(2)
+    ]
+    assert [process.wait(300) for process in processes] == [0, 0]
+    first, second = (np.load(tmp_path / f"{number}.npz") for number in range(2))
+    sizes = {"row_block": 64, "column_block": 64}
+    alone = matching.score_pairs(ENCODERS, matching.level_2(ENCODERS), VARIABLES, *pairs(), **sizes)
+    for level, scores in alone.items():
+        np.testing.assert_allclose(first[level], scores, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(first["embeddings"], second["embeddings"])
 
 
 def test_ties_and_several_matches():
@@ -252,3 +300,7 @@ def test_kinds_that_a_head_does_not_have_are_one_line(tmp_path):
         with pytest.raises(ConfigError, match=f"'{kind}' needs level 2, which question_answering does not"):
             with_evaluator(config, tmp_path, kind)
     assert with_evaluator(config, tmp_path, "retrieval", level_2=False)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -6,69 +6,23 @@ import functools
 import jax
 import numpy as np
 import pytest
+from snps3_runs import ANSWERS, TEXTS, make_runs, save, small
 
-from vlm_jax import config as configs
 from vlm_jax import inference
 from vlm_jax.errors import ConfigError, DataError
-from vlm_jax.systems.snps3.answers import write as write_answers
 from vlm_jax.systems.snps3.captions import CaptionSettings, fixed_text
-from vlm_jax.systems.snps3.config import default_config, describe, visual_network
+from vlm_jax.systems.snps3.config import visual_network
 from vlm_jax.systems.snps3.index import VideoIndex
 from vlm_jax.systems.snps3.predict import read_part
 from vlm_jax.systems.snps3.transforms import evaluation_view
 from vlm_jax.task import get_task
-from vlm_jax.text.vocabulary import load, word_pieces
-from vlm_jax.train.checkpoint import save_variables
+from vlm_jax.text.vocabulary import load
 from vlm_jax.video import decode
-from vlm_jax.video.write import write_video
-
-ANSWERS = ["red", "blue", "green"]
-TEXTS = ["a red square grows", "a blue circle turns left", "the green star rests"]
-
-
-def small(folder, head):
-    """A narrow model on two clips of 32 pixels."""
-    config = default_config()
-    config.head = head
-    config.batch_size = config.batch_groups = config.data.streams = 1
-    config.frames.clips, config.frames.size, config.frames.evaluation_short_side = 2, 32, 36
-    config.model.update({"features": 32, "layers": 2, "heads": 2, "hidden": 48, "positions": 16})
-    config.model.visual = visual_network("swin", features=4, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), drop_path=0.0)
-    config.text.vocabulary, config.text.length = str(folder / "vocab.txt"), 12
-    if head == "question_answering":
-        config.answers.vocabulary = str(folder / "answers.json")
-    configs.set_keys(config, describe(config))
-    config.momentum.enabled, config.steps = False, 1
-    return config
-
-
-def save(folder, config, seed):
-    rng = np.random.default_rng(seed)
-
-    def value(path, leaf):
-        if len(leaf.shape) > 1:
-            return rng.normal(0, 1 / np.sqrt(np.prod(leaf.shape[:-1])), leaf.shape).astype(leaf.dtype)
-        return np.full(leaf.shape, path[-1].key == "scale", leaf.dtype)
-
-    save_variables(folder, jax.tree_util.tree_map_with_path(value, get_task(config).abstract_variables()), {})
-    configs.write(config, folder / "config.json")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, root):
-    """Three films of different sizes, one of them with a single frame, a broken file, and a run for each head."""
-    made = tmp_path_factory.mktemp("snps3")
-    (made / "vocab.txt").write_text("\n".join(word_pieces([*TEXTS, *ANSWERS], 90)) + "\n")
-    write_answers(made / "answers.json", ANSWERS)
-    (made / "videos").mkdir()
-    frames = decode.read_frames(root / "data_prep/clips/bunny.mp4", seconds=3, fps=10, filters="scale=64:48")
-    write_video(made / "videos/bunny.mp4", frames, 10, lossless=True)
-    frames = decode.read_frames(root / "data_prep/clips/chaplin.mp4", seconds=2, fps=10, filters="scale=40:56")
-    write_video(made / "videos/chaplin.mkv", frames, 10, lossless=True)
-    write_video(made / "videos/still.mp4", frames[:1], 10, lossless=True)
-    for head in ("retrieval", "question_answering", "multiple_choice"):
-        save(made / head, small(made, head), 1)
-    return made
+    return make_runs(tmp_path_factory.mktemp("snps3"), root)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +46,24 @@ def test_frames_are_those_that_evaluation_samples(folder, models):
     np.testing.assert_allclose(model.encode_video(frames).clips, found.clips, rtol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found.clips, axis=-1), 1, rtol=1e-5)
     assert model.encode_video(found) is found
+
+
+def test_whole_frames_of_any_size(folder, tmp_path):
+    """Every video is seen in its own size, without padding, so results depend on no other video."""
+    config = small(folder, "retrieval")
+    config.frames.form, config.frames.max_size = "whole", 64
+    config.model.visual = visual_network("pvt", widths=(4, 4, 8, 8), depths=(1, 1, 1, 1), heads=(1, 1, 1, 1))
+    save(tmp_path, config, 2)
+    model = inference.load(tmp_path)
+    film = folder / "videos/chaplin.mkv"
+    shown = evaluation_view(read_part(film, 0, None, 2), config.frames, strict=False)
+    assert shown.shape == (2, 64, 45, 3)
+    batch = {"video": shown[None], "size": np.array([[64, 45]], np.int32)}
+    expected = encoders_of(model)["video"](model.variables, batch)
+    np.testing.assert_allclose(model.encode_video(film).tokens, expected["tokens"][0], rtol=1e-4, atol=1e-4)
+    index = model.index(folder / "videos")
+    np.testing.assert_allclose(index.tokens[1], expected["tokens"][0], rtol=1e-4, atol=1e-4)
+    assert {match.video for match in model.search(TEXTS[:1], index, 3)[0]} == set(index.names)
 
 
 def test_a_video_of_one_frame_is_an_image_repeated(folder, models, tmp_path):
@@ -153,6 +125,9 @@ def test_an_index_is_kept_in_a_file(folder, models, tmp_path):
     again = VideoIndex.open(tmp_path / "index.npz")
     assert (again.names, again.skipped) == (["bunny.mp4", "chaplin.mkv", "still.mp4"], index.skipped)
     assert model.search(TEXTS, again) == model.search(TEXTS, folder / "videos")
+    with pytest.warns(UserWarning, match=r"broken\.mp4: unreadable.*; left out"):
+        found = model.search(TEXTS, [folder / "videos", tmp_path / "broken.mp4"])
+    assert found == model.search(TEXTS, again)
     with pytest.raises(DataError, match="index: made by another model"):
         models["multiple_choice"].search(TEXTS, dataclasses.replace(again, made_by="other"))
     (tmp_path / "index.npz").write_bytes(b"PK")
@@ -215,3 +190,41 @@ def test_what_cannot_be_asked_is_one_line(folder, models, tmp_path):
         retrieval.encode_text("a dog")
     with pytest.raises(decode.VideoError, match=r"absent\.mp4: missing"):
         retrieval.encode_video(tmp_path / "absent.mp4")
+
+
+def test_a_list_of_questions_has_a_line_each(folder, models, tmp_path):
+    """Questions about the same part share its encoding; what cannot be read or asked is listed."""
+    film = str(folder / "videos/bunny.mp4")
+    found = models["multiple_choice"].predict(
+        [
+            {"qid": "a", "video": film, "question": "what?", "options": TEXTS},
+            {"qid": "b", "video": film, "query": "what?", "options": TEXTS[:1], "start": 1.0, "end": 2.0},
+            {"qid": "c", "video": str(tmp_path / "absent.mp4"), "options": TEXTS},
+            {"qid": "d", "video": film, "options": []},
+            {"qid": "e", "video": film, "options": TEXTS, "start": 9.0},
+        ]
+    )
+    first, second = found.lines
+    expected = models["multiple_choice"].answer(film, "what?", TEXTS)
+    assert [(each["answer"], each["score"]) for each in first["best"]] == expected
+    assert TEXTS[first["prediction"]] == expected[0].text
+    assert (second["qid"], second["prediction"], second["start"], second["end"]) == ("b", 0, 1.0, 2.0)
+    assert [(qid, reason) for qid, reason, _ in found.missing] == [
+        ("c", "video is missing"),
+        ("d", "cannot be asked"),
+        ("e", "cannot be asked"),
+    ]
+    open_question = {"video": film, "question": "what colour?"}
+    (line,) = models["question_answering"].predict([open_question], top_k=2).lines
+    assert line["prediction"] == line["best"][0]["answer"]
+    assert len(line["best"]) == 2
+
+
+def test_another_vocabulary_is_one_line(folder, tmp_path):
+    (tmp_path / "vocab.txt").write_text((folder / "vocab.txt").read_text() + "more\n")
+    other = inference.load(folder / "retrieval", vocabulary=tmp_path / "vocab.txt")
+    with pytest.raises(ConfigError, match=r"config\.text\.vocabulary: .*vocab\.txt has \d+ tokens, the model \d+"):
+        other.encode_text(["a"])
+    none = inference.load(folder / "retrieval", overrides=["--config.text.vocabulary="])
+    with pytest.raises(ConfigError, match=r"config\.text\.vocabulary: empty"):
+        none.encode_text(["a"])

@@ -9,14 +9,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from vlm_jax.errors import ConfigError
+from vlm_jax.errors import ConfigError, DataError
 from vlm_jax.extraction import Extractor
-from vlm_jax.predictor import Predictor
+from vlm_jax.predictor import Match, Predictor
 from vlm_jax.systems.milnce.task import make_task
 from vlm_jax.text import word_list
 from vlm_jax.text_features import LAYERS, EncodedText, TextSettings
 from vlm_jax.train.batches import predict_batches
 from vlm_jax.types import Variables
+from vlm_jax.video.listing import videos_of
 
 SENTENCES = 64
 """Number of sentences that `text_features` encodes at the same time."""
@@ -101,6 +102,57 @@ class MilNcePredictor(Predictor):
         batches = window_batches(path, **numbers, crop=crop, threads=threads)
         rows = [outputs[layer] for _, outputs in predict_batches(self._encode["video"], self.variables, batches)]
         return np.concatenate(rows).astype(np.float32)
+
+    def search(
+        self,
+        texts: Sequence[str],
+        videos: str | Path | Sequence[str | Path],
+        top_k: int = 5,
+        *,
+        window: int | None = None,
+        stride: int | None = None,
+        batch_size: int = 8,
+    ) -> list[list[Match]]:
+        """Return the windows of videos that fit each text, best first; scores are dot products of embeddings.
+
+        Args:
+          texts: N texts; words that the word list lacks are dropped with a warning.
+          videos: Folder, or list of files and folders. Files that cannot be read are left out with a warning.
+          top_k: Number of windows to return for each text.
+          window: Number of frames per window; None for the clip length of the config.
+          stride: Number of frames from one window to the next; None for `window`.
+          batch_size: Number of windows encoded at the same time; it changes no score.
+
+        Raises:
+          ConfigError: If a number is out of range.
+          DataError: If there is no video that can be read, or a text has no known word.
+        """
+        from vlm_jax.video.decode import VideoError
+
+        if top_k < 1:
+            raise ConfigError(f"top_k: expected at least 1, found {top_k}")
+        frames, fps = window or self.config.clips.num_frames, self.config.clips.fps
+        ids = self.word_ids(texts)
+        if unknown := [text for text, own in zip(texts, ids, strict=True) if not own.any()]:
+            raise DataError(f"search: no word of {unknown[0]!r} is in {self.config.text.vocabulary}")
+        embeddings = self._embed_ids(ids)
+        found: list[list[Match]] = [[] for _ in texts]
+        read = 0
+        for name, path in videos_of(videos).items():
+            try:
+                rows = self.extract(path, layer="video_embedding", window=frames, stride=stride, batch_size=batch_size)
+            except VideoError as error:
+                warnings.warn(f"{error}; left out", stacklevel=2)
+                continue
+            read += 1
+            starts = np.arange(len(rows)) * (stride or frames)
+            for own, scores in zip(found, embeddings @ rows.T, strict=True):
+                spans = zip(scores.tolist(), starts.tolist(), strict=True)
+                own += [Match(name, score, start / fps, (start + frames) / fps) for score, start in spans]
+                own[:] = sorted(own, key=lambda match: -match.score)[:top_k]
+        if not read:
+            raise DataError("search: none of the videos can be read")
+        return found
 
     def feature_dim(self, layer: str, *, window: int, size: int) -> int:
         """Return the size C of an output of the video encoder for `window` frames of `size` x `size` pixels.

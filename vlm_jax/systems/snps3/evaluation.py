@@ -56,6 +56,24 @@ def make_evaluators(config: ConfigDict, encoders: Encoders) -> dict[str, Evaluat
     return made
 
 
+def load_tokenizer(config: ConfigDict) -> Tokenizer:
+    """Return the tokeniser of a run.
+
+    Raises:
+      ConfigError: If the config names none, or one with another number of tokens than the model has.
+      TokenizerError: If it cannot be used.
+    """
+    path, expected = config.text.vocabulary, config.text.vocabulary_size
+    if not path:
+        raise ConfigError("config.text.vocabulary: empty, expected the file of the vocabulary of training")
+    tokenizer = vocabulary.load(path)
+    if tokenizer.vocabulary_size != expected:
+        raise ConfigError(
+            f"config.text.vocabulary: {path} has {tokenizer.vocabulary_size} tokens, the model {expected}"
+        )
+    return tokenizer
+
+
 def text_arrays(tokenizer: Tokenizer, length: int, texts: Sequence[str]) -> dict[str, np.ndarray]:
     """Return `text` and `text_mask`, int32 `[N, L]`, of the beginnings of texts."""
     settings = CaptionSettings(tokenizer, length)
@@ -107,7 +125,7 @@ def _retrieval(config: ConfigDict, name: str, encoders: Encoders) -> Evaluator:
                 f"{wanted.directory}: {len(outputs['clips'])} videos of {wanted.split} were read, its table has "
                 f"{len(found.videos)}"
             )
-        texts = text_arrays(vocabulary.load(config.text.vocabulary), config.text.length, found.texts)
+        texts = text_arrays(load_tokenizer(config), config.text.length, found.texts)
         blocks = {"row_block": wanted.row_block, "column_block": wanted.column_block}
         return score_pairs(encoders, second, variables, texts, outputs, mesh, **blocks)
 

@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 from vlm_jax.errors import ConfigError, DataError
 from vlm_jax.extraction import Extractor
 from vlm_jax.predictor import Match, Predictions, Predictor, Request
-from vlm_jax.systems.snps3.evaluation import answer_names, best_answers, text_arrays
+from vlm_jax.systems.snps3.annotations import LONGEST
+from vlm_jax.systems.snps3.evaluation import answer_names, best_answers, load_tokenizer, text_arrays
 from vlm_jax.systems.snps3.index import EncodedVideo, VideoIndex
 from vlm_jax.systems.snps3.matching import encode_texts, level_1
 from vlm_jax.systems.snps3.sampling import frame_indices, part_of_video
 from vlm_jax.systems.snps3.task import make_task
 from vlm_jax.systems.snps3.transforms import evaluation_view
-from vlm_jax.text import vocabulary
 from vlm_jax.text.tokenizer import Tokenizer
 from vlm_jax.train.batches import predict_batches
 from vlm_jax.train.scoring import score_matrix
@@ -92,7 +92,7 @@ class SnpS3Predictor(Predictor):
         Words that the vocabulary lacks become its unknown token; a text without any other is reported by a warning.
 
         Raises:
-          TokenizerError: If the config names no usable vocabulary.
+          UserError: If the config names no usable vocabulary.
           DataError: If a text is empty.
           ValueError: If `texts` is a single string.
         """
@@ -128,6 +128,18 @@ class SnpS3Predictor(Predictor):
         clips, tokens = (np.concatenate([outputs[key] for outputs in found]) for key in ("clips", "tokens"))
         return VideoIndex(names, clips, tokens, self._identity, skipped)
 
+    def open_index(self, path: str | Path, videos: str | Path | Sequence[str | Path]) -> VideoIndex:
+        """Return the index of a file; if the file is missing, it is made from `videos`, as `index` does, and written.
+
+        Raises:
+          DataError: If the file holds no index, or there is no video.
+        """
+        if Path(path).exists():
+            return VideoIndex.open(path)
+        index = self.index(videos)
+        index.save(path)
+        return index
+
     def search(
         self,
         texts: Sequence[str],
@@ -155,6 +167,9 @@ class SnpS3Predictor(Predictor):
             raise ConfigError(f"top_k and shortlist: expected at least 1 and 0, found {top_k} and {shortlist}")
         arrays = self._texts("search", texts)
         index = videos if isinstance(videos, VideoIndex) else self.index(videos)
+        if index is not videos:
+            for name, reason, detail in index.skipped:
+                warnings.warn(f"{': '.join(filter(None, (name, reason, detail)))}; left out", stacklevel=2)
         if index.made_by != self._identity:
             raise DataError("index: made by another model, or with other frames; make it again")
         embeddings = encode_texts(self._encode["text"], self.variables, arrays, batch_size=BLOCK)
@@ -229,6 +244,8 @@ class SnpS3Predictor(Predictor):
           One line per question, in order: `qid`, `video`, `question`; `prediction`, the number of the option or the
           text of the answer; and `best`, the answers with their scores.
         """
+        from vlm_jax.video.decode import VideoError
+
         lines: list[dict[str, Any]] = []
         missing: list[tuple[str, str, str]] = []
         last: tuple[Any, EncodedVideo | None] = (None, None)
@@ -245,8 +262,8 @@ class SnpS3Predictor(Predictor):
             except DataError as error:
                 missing.append((qid, "cannot be asked", str(error)))
                 continue
-            except _video_error() as error:
-                missing.append((qid, f"video is {error.reason}", f"{error.path} {error.detail}".strip()))
+            except VideoError as error:
+                missing.append((qid, f"video is {error.reason}", str(error)))
                 continue
             best = [{"answer": text, "score": score} for text, score in answers]
             prediction = answers[0].text if options is None else list(options).index(answers[0].text)
@@ -260,7 +277,7 @@ class SnpS3Predictor(Predictor):
 
     @functools.cached_property
     def _tokenizer(self) -> Tokenizer:
-        return vocabulary.load(self.config.text.vocabulary)
+        return load_tokenizer(self.config)
 
     @functools.cached_property
     def _identity(self) -> str:
@@ -352,7 +369,7 @@ def read_part(path: str | Path, start: float, end: float | None, clips: int, fra
     """
     from vlm_jax.video import decode
 
-    if start < 0 or (end is not None and end <= start):
+    if not 0 <= start < LONGEST or (end is not None and not start < end < LONGEST):
         raise DataError(f"{path}: start is {start} s and end {end} s, expected 0 <= start < end")
     length, first = decode.count_frames(path), 0
     if not length:
@@ -366,9 +383,3 @@ def read_part(path: str | Path, start: float, end: float | None, clips: int, fra
     numbers = first + frame_indices(length, clips, frames_per_clip=frames_per_clip)
     wanted, places = np.unique(numbers, return_inverse=True)
     return np.stack(list(decode.frames_at(path, wanted.tolist())))[places]
-
-
-def _video_error() -> type[Exception]:
-    from vlm_jax.video.decode import VideoError
-
-    return VideoError
