@@ -28,19 +28,17 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config()
     config.head = variant if variant in EVALUATIONS else "pretraining"
     kind, folder = EVALUATIONS[config.head]
-    config.batch_size, config.batch_groups, config.data.streams = 32, 4, 4
+    config.batch_size, config.batch_groups, config.data.streams = 32, 8, 8
     config.data.directories = (f"{DATA}/{'pretraining' if config.head == 'pretraining' else folder}",)
-    config.text.vocabulary, config.text.length = f"{DATA}/vocab.txt", 30
+    config.text.vocabulary, config.text.length = f"{DATA}/vocab.txt", 26
     config.words.ranks, config.words.groups = f"{DATA}/words/ranks.json", f"{DATA}/words/groups.json"
     config.words.top = 40
-    # Left and right mean something here, and colours too.
-    config.frames.clips, config.frames.size, config.frames.flip = 4, 64, 0.0
-    config.frames.short_side, config.frames.evaluation_short_side = (64, 64), 64
-    config.frames.augment.operations = 0
-    config.model.update({"features": 128, "layers": 3, "heads": 4, "hidden": 512, "dropout": 0.0})
-    config.model.visual = visual_network("swin", features=16, depths=(1, 1, 2, 1), heads=(1, 2, 4, 8), drop_path=0.0)
+    config.frames.clips, config.frames.max_size, config.frames.random_scale = 2, 64, False
+    config.frames.form, config.frames.heights, config.frames.widths = "whole", (64,), (64,)
+    config.model.update({"features": 128, "layers": 2, "heads": 4, "hidden": 512, "dropout": 0.0})
+    config.model.visual = visual_network("resnet", blocks=(1, 1, 1, 1), width=0.25)
     config.momentum.decay, config.momentum.text_queue, config.momentum.clip_queue = 0.99, 1024, 4096
-    config.schedule.name, config.schedule.learning_rate = "cosine", 5e-4
+    config.schedule.name, config.schedule.learning_rate = "cosine", 1e-3
     config.schedule.warmup_steps, config.schedule.boundary_steps = 100, ()
     config.steps, config.log_every = 1500, 100
     config.checkpoint.every_steps, config.checkpoint.keep = 500, 1

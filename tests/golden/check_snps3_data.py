@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from snps3_tolerance import check
 
+from vlm_jax.ops.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
 from vlm_jax.systems.snps3 import annotations, sampling, transforms
 
 
@@ -44,7 +45,7 @@ def check_image_transform(case, precision):
     assert image.max() > 1
     found = {
         "out/resized_longside24": resized.transpose(0, 3, 1, 2),
-        "out/normalised": ((resized / 255 - transforms.MEAN) / transforms.STD).transpose(0, 3, 1, 2),
+        "out/normalised": ((resized / 255 - IMAGENET_MEAN) / IMAGENET_DEVIATION).transpose(0, 3, 1, 2),
     }
     pictures = [case[f"in/collate_{number}"].transpose(1, 2, 0) for number in range(3)]
     sizes = np.array([picture.shape[:2] for picture in pictures])

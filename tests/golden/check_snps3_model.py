@@ -12,9 +12,10 @@ from snps3_tolerance import check
 
 from vlm_jax.interop.rules import convert
 from vlm_jax.losses.nce import grouped_mil_nce
+from vlm_jax.ops.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
 from vlm_jax.systems.snps3 import interop, loss, objectives
 from vlm_jax.systems.snps3.config import default_config, visual_network
-from vlm_jax.systems.snps3.model import DEVIATION, MEAN, VisualEncoder, grid_mask
+from vlm_jax.systems.snps3.model import VisualEncoder, grid_mask
 from vlm_jax.systems.snps3.task import make_model, make_task
 from vlm_jax.text.masking import IGNORED
 from vlm_jax.train.optimizer import make_optimizer
@@ -35,7 +36,7 @@ TEXTS = {
 
 def frames(array, precision):
     """Return standardised images `[B, N, 3, H, W]` as the colours in [0, 255] that give them, `[B, N, H, W, 3]`."""
-    colours = np.moveaxis(np.asarray(array, np.float64), 2, -1) * np.array(DEVIATION) + np.array(MEAN)
+    colours = np.moveaxis(np.asarray(array, np.float64), 2, -1) * np.array(IMAGENET_DEVIATION) + np.array(IMAGENET_MEAN)
     return (colours * 255).astype(precision)
 
 

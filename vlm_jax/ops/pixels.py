@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Mean and standard deviation of the colours of ImageNet in [0, 1], by which many networks' inputs are standardised."""
+
 
 def to_unit(video: jax.Array) -> jax.Array:
     """Return uint8 pixels as float32 in [0, 1], each the correctly rounded v / 255.

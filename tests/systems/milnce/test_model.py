@@ -1,13 +1,18 @@
 """S3D and the text tower beyond the golden cases: sizes, initial values, groups, precision."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vlm_jax import config as configs
 from vlm_jax.models.layers import BatchNorm
 from vlm_jax.models.s3d import BLOCKS, S3D
 from vlm_jax.systems.milnce.model import MilNce, TextTower
+from vlm_jax.task import get_task
+from vlm_jax.train.loop import train
 
 NARROW = {"width": 0.125, "blocks": ("3b", "4b", "5b"), "embedding_dim": 16}
 
@@ -114,3 +119,18 @@ def test_bfloat16_computes_in_half_and_keeps_float32_where_it_counts():
     assert 0 < np.abs(rounded["video_embedding"] - exact).max() < 0.05
     train = jax.eval_shape(lambda v, x: half.apply(v, x, True, mutable=["batch_stats"])[1], variables, video)
     assert {leaf.dtype for leaf in jax.tree.leaves(train)} == {jnp.dtype("float32")}
+
+
+def test_a_swin_video_tower_is_a_change_of_the_config_and_trains(root, tmp_path):
+    config = configs.load(str(root / "configs/milnce_quickstart.py:smoke"), ["--config.model.video=swin"])
+    with config.unlocked():
+        config.model.swin.update({"features": 8, "depths": (1, 1), "heads": (1, 2)})
+    task = get_task(config)
+    state = train(task, config, tmp_path)
+    assert set(state.params["video"]) == {"network", "fc"}
+    logged = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert np.isfinite([line["loss"] for line in logged if "loss" in line]).all()
+    specs = next(iter(task.batch_specs.values()))
+    start = task.init(jax.random.key(0), {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in specs.items()})
+    before, after = (tree["video"]["network"]["patch_embed"]["kernel"] for tree in (start["params"], state.params))
+    assert np.abs(before - after).max() > 0

@@ -73,6 +73,15 @@ def default_config() -> ConfigDict:
     )
     config.model = ConfigDict(
         {
+            # Network of the video tower: 's3d', or 'swin' with the sizes of `swin`.
+            "video": "s3d",
+            "swin": {
+                "features": 96,
+                "depths": (2, 2, 18, 2),
+                "heads": (3, 6, 12, 24),
+                "window": (8, 7, 7),
+                "drop_path": 0.2,
+            },
             "embedding_dim": 512,
             "text_hidden_dim": 2048,
             "blocks": ("3b", "3c", "4b", "4c", "4d", "4e", "4f", "5b", "5c"),

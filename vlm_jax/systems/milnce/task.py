@@ -19,9 +19,10 @@ from vlm_jax.interop import torch_files
 from vlm_jax.losses.nce import mil_nce
 from vlm_jax.metrics import retrieval
 from vlm_jax.models.s3d import BLOCKS, INITIALIZERS, S3D
+from vlm_jax.models.swin3d import VideoSwin
 from vlm_jax.ops.pixels import to_unit
 from vlm_jax.systems.milnce.linear_probe import linear_probe, require_solver
-from vlm_jax.systems.milnce.model import MilNce, TextTower
+from vlm_jax.systems.milnce.model import MilNce, SwinTower, TextTower
 from vlm_jax.task import Aux, Evaluator, Task
 from vlm_jax.text import word_list
 from vlm_jax.train.scoring import score_matrix
@@ -30,6 +31,7 @@ from vlm_jax.types import Batch, DataShard, ModelState, Outputs, Params, Pipelin
 WORD_TABLE = "text/word_embd"
 """Name of the frozen table of word vectors."""
 
+VIDEO_NETWORKS = ("s3d", "swin")
 FRAME_ORDERS = ("filmed", "shuffled", "reversed")
 """Orders in which evaluation shows the frames of a clip; the drop in the last two measures the use of motion."""
 SIMILARITY_BLOCK = 1024
@@ -48,7 +50,6 @@ def make_task(config: ConfigDict) -> Task:
         return model.init(key, to_unit(batch["video"]), _sentences(batch["text"]))
 
     def loss_fn(params: Params, model_state: ModelState, batch: Batch, key: jax.Array) -> tuple[jax.Array, Aux]:
-        del key
         video = jnp.where(batch["flip"][:, None, None, None, None], batch["video"][:, :, :, ::-1], batch["video"])
         (video_embedding, text_embedding), updates = model.apply(
             {"params": params, **model_state},
@@ -56,6 +57,7 @@ def make_task(config: ConfigDict) -> Task:
             _sentences(batch["text"]),
             train=True,
             mutable=["batch_stats"],
+            rngs={"drop_path": key},
         )
         loss = mil_nce(video_embedding, text_embedding)
         if config.loss.divide_gradient_by_groups:
@@ -107,7 +109,13 @@ def make_model(config: ConfigDict) -> MilNce:
         raise ConfigError(f"config.model.blocks: {unknown[0]!r} is not one of {', '.join(BLOCKS)}")
     if model.weight_init not in INITIALIZERS:
         raise ConfigError(f"config.model.weight_init: {model.weight_init!r} is not one of {', '.join(INITIALIZERS)}")
+    if model.video not in VIDEO_NETWORKS:
+        raise ConfigError(f"config.model.video: {model.video!r} is not one of {', '.join(VIDEO_NETWORKS)}")
     dtype = jnp.dtype(model.dtype)
+    text = TextTower(config.text.rows, config.text.word_dim, model.text_hidden_dim, model.embedding_dim, dtype)
+    if model.video == "swin":
+        sizes = {name: tuple(size) if isinstance(size, list | tuple) else size for name, size in model.swin.items()}
+        return MilNce(SwinTower(VideoSwin(**sizes, dtype=dtype), model.embedding_dim), text)
     video = S3D(
         embedding_dim=model.embedding_dim,
         blocks=tuple(model.blocks),
@@ -117,7 +125,6 @@ def make_model(config: ConfigDict) -> MilNce:
         weight_init=model.weight_init,
         dtype=dtype,
     )
-    text = TextTower(config.text.rows, config.text.word_dim, model.text_hidden_dim, model.embedding_dim, dtype)
     return MilNce(video, text)
 
 

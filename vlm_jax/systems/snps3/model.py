@@ -14,10 +14,8 @@ from vlm_jax.models.layers import Linear
 from vlm_jax.models.resnet import ResNet
 from vlm_jax.models.swin3d import VideoSwin
 from vlm_jax.ops.normalisation import l2_normalise
+from vlm_jax.ops.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
 from vlm_jax.systems.snps3.heads import MaskedWordHead, MatchingHead
-
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of the colours of ImageNet, by which frames are standardised."""
 
 
 class Clips(NamedTuple):
@@ -40,7 +38,7 @@ def standardise(video: jax.Array, sizes: jax.Array | None) -> jax.Array:
       sizes: Height and width of each video's pictures, int32 `[B, 2]`; None if they fill the frames.
     """
     wide = jnp.promote_types(jnp.result_type(video.dtype, jnp.float32), jnp.float32)
-    mean, deviation = jnp.array(MEAN, wide), jnp.array(DEVIATION, wide)
+    mean, deviation = jnp.array(IMAGENET_MEAN, wide), jnp.array(IMAGENET_DEVIATION, wide)
     standard = (video.astype(wide) / 255 - mean) / deviation
     if sizes is None:
         return standard

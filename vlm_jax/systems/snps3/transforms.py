@@ -11,8 +11,6 @@ from ml_collections import ConfigDict
 from vlm_jax.systems.snps3.augment import augment
 from vlm_jax.video.resize import interpolate
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Mean and standard deviation of red, green and blue, as shares of 255; devices standardise with them."""
 SMALLEST, STEP = 224, 32
 """Smallest longer side that is drawn at random, and the step to the next one, pixels."""
 
