@@ -95,7 +95,7 @@ def make_config(folder, head, *directories, **changes):
     vocabulary.write_text("\n".join(WORDS) + "\n")
     config = default_config()
     config.head = head
-    config.data.update(directories=tuple(map(str, directories)), streams=1, block=0, workers=2, options=3)
+    config.data.update(directories=tuple(map(str, directories)), streams=1, block=4, workers=2, options=3)
     config.frames.update(clips=2, size=16, short_side=(18, 24), evaluation_short_side=20, max_size=32)
     config.frames.update(heights=(32,), widths=(32,))
     config.text.update(vocabulary=str(vocabulary), length=8)

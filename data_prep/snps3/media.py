@@ -2,9 +2,10 @@
 
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,14 +123,14 @@ def find_medium(media: Path, clip_name: str, kind: str) -> Path | list[Path] | b
       _MediaError: If there is none.
     """
     if is_lmdb(media):
-        value = read_value(media, str(PurePosixPath(clip_name).with_suffix("")))
+        key = os.path.splitext(clip_name)[0]
+        value = read_value(media, key)
         if value is None:
-            raise _MediaError(
-                f"{kind} is missing", f"no key {str(PurePosixPath(clip_name).with_suffix(''))!r} in {media}"
-            )
+            raise _MediaError(f"{kind} is missing", f"no key {key!r} in {media}")
         return value
-    if Path(clip_name).is_absolute() or ".." in Path(clip_name).parts:
-        raise _MediaError("name leads out of the folder", clip_name)
+    parts = Path(clip_name).parts
+    if not parts or Path(clip_name).is_absolute() or ".." in parts:
+        raise _MediaError("name of no file in the folder", clip_name)
     for file in _candidates(clip_name):
         if (media / file).is_file():
             return media / file
@@ -157,8 +158,8 @@ def frame_files(folder: Path) -> list[Path]:
 
 def _candidates(clip_name: str) -> list[str]:
     """Return the paths that a video or image may have: its name, one with an ending, or the folder of its frames."""
-    stem = str(PurePosixPath(clip_name).with_suffix(""))
-    named = [clip_name] if PurePosixPath(clip_name).suffix else [f"{clip_name}{ending}" for ending in VIDEO_ENDINGS]
+    stem = os.path.splitext(clip_name)[0]
+    named = [clip_name] if os.path.splitext(clip_name)[1] else [f"{clip_name}{ending}" for ending in VIDEO_ENDINGS]
     return list(dict.fromkeys([*named, stem]))
 
 

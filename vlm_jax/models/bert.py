@@ -68,12 +68,10 @@ class Layer(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, mask: jax.Array, train: bool, outputs: int | None = None
-    ) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, mask: jax.Array, train: bool, outputs: int | None) -> tuple[jax.Array, jax.Array]:
         """Apply the layer to `[B, T, D]`, of which `mask` `[B, T]` exists; also return the attention weights.
 
-        With `outputs`, only as many positions are computed, from the first on.
+        Only the first `outputs` positions are computed, or all for None.
         """
         linear = functools.partial(dense, dtype=self.dtype, kernel_init=INITIAL)
         drop = nn.Dropout(self.dropout, deterministic=not train)
@@ -169,7 +167,7 @@ class Bert(nn.Module):
         """Return what `cross` returns as `pooled`, `[B, D]`; the last layer computes nothing else."""
         x, mask = self._embed_both(ids, mask, visual, train)
         for layer in self.layer[:-1]:
-            x, _ = layer(x, mask, train)
+            x, _ = layer(x, mask, train, None)
         return self.cross_pooler(self.layer[-1](x, mask, train, 1)[0])
 
     def embed_text(self, ids: jax.Array, train: bool = False) -> jax.Array:
@@ -188,7 +186,7 @@ class Bert(nn.Module):
         """Apply all layers to `[B, T, D]`, of which `mask` `[B, T]` exists; also return the importance `[B, T]`."""
         importance = 0
         for layer in self.layer:
-            x, weights = layer(x, mask, train)
+            x, weights = layer(x, mask, train, None)
             wide = jnp.promote_types(weights.dtype, jnp.float32)
             importance += jax.lax.stop_gradient(weights).mean(1, dtype=wide).sum(1)
         return x, importance

@@ -100,7 +100,7 @@ def test_broken_and_missing_media_are_skipped_with_a_reason(tmp_path):
     write_image(media / "mixed" / "1.jpg", (8, 8))
     write_image(media / "mixed" / "2.jpg", (8, 9))
     (tmp_path / "outside.mp4").write_bytes((media / "a.mp4").read_bytes())
-    names = ["noise", "empty", "cut", "noise.jpg", "half.jpg", "hollow", "mixed", "lost", "../outside.mp4", "a"]
+    names = ["noise", "empty", "cut", "noise.jpg", "half.jpg", "hollow", "mixed", "lost", "../outside.mp4", ".", "a"]
     rows = [{"caption": "x", "clip_name": name, "type": "image" if name.endswith("jpg") else "video"} for name in names]
     rows += [
         {"caption": "x", "clip_name": "b", "start": 90, "end": 91},
@@ -117,7 +117,8 @@ def test_broken_and_missing_media_are_skipped_with_a_reason(tmp_path):
         "hollow": "folder without frames",
         "mixed": "frames differ in size",
         "lost": "video is missing",
-        "../outside.mp4": "name leads out of the folder",
+        "../outside.mp4": "name of no file in the folder",
+        ".": "name of no file in the folder",
         "b, 90 to 91 s": "part begins after the end",
         "frames, 0 to 1 s": "unknown frame rate",
     }

@@ -22,6 +22,9 @@ def read(folder, rows, use="captions"):
     [
         ("captions", {"clip_name": ""}, "no clip_name"),
         ("captions", {"clip_name": 7}, "no clip_name"),
+        ("captions", {"clip_name": "a\nb"}, "no clip_name"),
+        ("captions", {"clip_name": "a\ud800"}, "no clip_name"),
+        ("captions", {"clip_name": "a" * 2000}, "no clip_name"),
         ("captions", {"caption": 7}, "no caption"),
         ("captions", {"type": "sound"}, "type is neither image nor video"),
         ("captions", {"start": 3, "end": 3}, "start is not before end"),

@@ -6,6 +6,7 @@ video_text/{ret,mc_qa}_dataset.py. docs/snps3.md lists the keys.
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -17,7 +18,7 @@ USES = ("captions", "questions", "choices")
 MEDIA = ("video", "image")
 LONGEST = 1e8
 """Upper limit of times, seconds."""
-_LONGEST_NAME = 1000
+_LONGEST_NAME, _NO_NAME = 1000, re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 Part: TypeAlias = tuple[str, float | None, float | None]
 """Name of a video or image, and start and end of the part of it, seconds; None for the whole."""
@@ -128,8 +129,8 @@ def _line(number: int, text: str, use: str) -> Line:
     if not isinstance(row, dict):
         raise _LineError("no JSON object", text.strip()[:80])
     name = row.get("clip_name")
-    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or "\0" in name:
-        raise _LineError("no clip_name", repr(name)[:80])
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or _NO_NAME.search(name):
+        raise _LineError("no clip_name", ascii(name)[:80])
     media = row.get("type") or "video"
     if media not in MEDIA:
         raise _LineError("type is neither image nor video", repr(media)[:80])

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vlm_jax.models.layers import LayerNorm, Linear, compute_in
+
 
 class MaskedWordHead(nn.Module):
     """BERT's head for masked words, whose last layer is the word table (Devlin et al. 2019).
@@ -25,10 +27,11 @@ class MaskedWordHead(nn.Module):
           hidden: Outputs of the encoder.
           table: Word embeddings, `[V, D]`.
         """
-        hidden = nn.Dense(hidden.shape[-1], dtype=self.dtype, name="dense")(hidden)
-        hidden = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(nn.gelu(hidden, approximate=False))
+        hidden = nn.gelu(Linear(hidden.shape[-1], self.dtype, name="dense")(hidden), approximate=False)
+        hidden = LayerNorm(1e-6, name="norm")(hidden)
         bias = self.param("bias", nn.initializers.zeros, (len(table),))
-        return hidden @ table.T.astype(self.dtype) + bias.astype(self.dtype)
+        hidden, table, bias = compute_in(self.dtype, hidden, table, bias)
+        return hidden @ table.T + bias
 
 
 class MatchingHead(nn.Module):
@@ -46,5 +49,5 @@ class MatchingHead(nn.Module):
     def __call__(self, pooled: jax.Array, train: bool = False) -> jax.Array:
         """Return scores `[...]` of pooled outputs `[..., D]`."""
         pooled = nn.Dropout(self.dropout, deterministic=not train)(pooled)
-        hidden = nn.relu(nn.Dense(2 * pooled.shape[-1], dtype=self.dtype, name="hidden")(pooled))
-        return nn.Dense(1, dtype=self.dtype, name="score")(hidden)[..., 0]
+        hidden = nn.relu(Linear(2 * pooled.shape[-1], self.dtype, name="hidden")(pooled))
+        return Linear(1, self.dtype, name="score")(hidden)[..., 0]
