@@ -31,8 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.visual = visual_network("swin", features=24, depths=(1, 1, 1), heads=(1, 2, 4), drop_path=0.0)
     config.momentum.text_queue, config.momentum.clip_queue = 240, 960
     config.schedule.learning_rate, config.schedule.warmup_steps = 1e-3, 20
-    config.steps, config.log_every = 400, 50
-    config.checkpoint.every_steps = 200
+    config.steps, config.log_every = 240, 40
+    config.checkpoint.every_steps = 120
     config.evaluate.batch_size = 24
     if config.head == "question_answering":
         config.answers.vocabulary = f"{DATA}/answers.json"
@@ -47,11 +47,10 @@ def get_config(variant: str = "") -> ConfigDict:
                 "clips": evaluator("retrieval", f"{DATA}/clips"),
             }
         )
-    config.evaluate.at_start, config.evaluate.names = True, tuple(config.evaluation)
+    config.evaluate.names = tuple(config.evaluation)
     if config.head != "pretraining":
-        config.init_from = (PRETRAINED,)
-        config.evaluate.at_start = False
-        config.schedule.learning_rate, config.steps = 5e-4, 200
+        config.init_from, config.evaluate.names = (PRETRAINED,), ()
+        config.schedule.learning_rate, config.steps = 5e-4, 150
     if config.head == "retrieval":
         config.evaluation.choices = evaluator("choices", f"{DATA}/choices")
     return config

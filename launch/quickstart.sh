@@ -143,7 +143,7 @@ snps3() {
     local world=$data/world train=$data/world/train test=$data/world/test
 
     echo "== 1/7 captions, questions and options about synthetic videos; captions of the packaged clips; their words"
-    $python -m data_prep.synthetic --output $world --train 44 --test 10 --seconds 30 --workers 2
+    $python -m data_prep.synthetic --output $world --train 40 --test 8 --seconds 30 --workers 2
     $python -m data_prep.snps3 annotations --set howto100m --source $clips/captions/*.csv --output $data/clips.jsonl
     $python -m data_prep.snps3 annotations --set howto100m --source $clips/queries.csv --output $data/queries.jsonl
     prepare_words $data $train/snps3/question_answering.jsonl $train/snps3/pretraining.jsonl $data/clips.jsonl
@@ -174,8 +174,8 @@ snps3() {
     $python launch/predict.py --checkpoint $run-snps3 --videos $clips --top_k 3 --figure $run-snps3/figures/search.png \
         --search "a bird stands on a branch and sings" --search "a racing car with two men drives close past the camera"
     film=$(ls $test/videos/*.mp4 | head -n 1)
-    $python launch/predict.py --checkpoint $run-snps3-questions --video "$film" --question "how many shapes are there" \
-        --top_k 3
+    $python launch/predict.py --checkpoint $run-snps3-questions --video "$film" --top_k 3 \
+        --question "how many shapes are there in the end"
     $python launch/figures.py retrieval --results $run-snps3/results/clips.jsonl --videos $clips \
         --output $run-snps3/figures/retrieval.png
 
