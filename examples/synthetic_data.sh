@@ -42,3 +42,20 @@ prepare_sentences() {
 make_query_blind() {
     sed -E 's/"query": "[^"]*"/"query": "what will happen next"/' "$1/moments.jsonl" > "$1/query_blind.jsonl"
 }
+
+# prepare_words DIR QUESTIONS CAPTIONS...: make the vocabulary, significant words, and answers.
+prepare_words() {
+    local data=$1 questions=$2
+    shift 2
+    $python -m data_prep.snps3 vocabulary --texts "$@" "$questions" --size 500 --output "$data/vocab.txt"
+    $python -m data_prep.snps3 words --captions "$@" --vocabulary "$data/vocab.txt" --tagger rules --output "$data/words"
+    $python -m data_prep.snps3 answers --questions "$questions" --size 60 --output "$data/answers.json"
+}
+
+# prepare_items DIR SPLIT VIDEOS JSONL OPTIONS...: eight frames of every part, with its captions, questions or choices.
+prepare_items() {
+    local data=$1 split=$2 videos=$3 annotations=$4
+    shift 4
+    $python -m data_prep.snps3 items --output "$data" --split "$split" --media "$videos" --annotations "$annotations" \
+        --num_frames 8 --num_shards 4 --workers 2 "$@"
+}

@@ -19,7 +19,7 @@ import _cli
 from vlm_jax.errors import ConfigError
 from vlm_jax.figures import draw_retrieval, draw_timeline
 
-COUNTED = ("queries", "keyframes")
+COUNTED = ("queries", "keyframes", "texts", "questions")
 """Metrics that say how many items an evaluation has; it has one of them at most."""
 
 
@@ -166,7 +166,7 @@ def _print_rows(rows: Sequence[Sequence[str]], texts: int) -> None:
 
 
 def _cell(metric: str, value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}" if metric == "median_rank" else f"{value:.3f}"
+    return "-" if value is None else f"{value:.1f}" if metric.endswith(("median_rank", "-mr")) else f"{value:.3f}"
 
 
 def _untrained(workdir: Path, evaluator: str, metrics: Sequence[str]) -> list[float | None]:

@@ -5,7 +5,8 @@
     vg         region_descriptions.json: [{regions: [{region_id, image_id, phrase}]}]; phrases describe the image
     cc3m       Train_GCC-training.tsv: caption, address
     webvid     results_2M_train.csv: videoid, page_dir, name
-    howto100m  caption.json: {video: {start: [], end: [], text: []}}, seconds; one line per sentence
+    howto100m  caption.json: {video: {start: [], end: [], text: []}}, seconds; one line per sentence;
+               or csv files with start, end, text, named by their video or with the column video_path
     msrvtt     train_val_videodatainfo.json: {videos: [{video_id, split}], sentences: [{sen_id, video_id, caption}]},
                or MSR_VTT.json in COCO's form, or MSRVTT_JSFUSION_test.csv: video_id, sentence
     msvd       AllVideoDescriptions.txt: lines `VIDEO caption`
@@ -142,6 +143,15 @@ def _webvid(path: Path, options: Options) -> Iterator[Item]:
 
 
 def _howto100m(path: Path, options: Options) -> Iterator[Item]:
+    if path.suffix == ".csv":
+        for number, row in enumerate(_table(path, ("start", "end", "text")), start=2):
+
+            def of_csv(row: Any = row, number: int = number) -> tuple[Row, Row]:
+                video = Path(_string(row["video_path"])).stem if "video_path" in row else path.stem
+                return {"video": video}, _sentence(row["text"], number - 2, row["start"], row["end"])
+
+            yield f"{path.name}, line {number}", of_csv
+        return
     content = _json(path)
     if not isinstance(content, dict):
         raise DataError(f"{path}: expected the start, end and text of the sentences of every video")
@@ -150,10 +160,7 @@ def _howto100m(path: Path, options: Options) -> Iterator[Item]:
         for place in range(len(texts) if isinstance(texts, list) else 1):
 
             def make(video: str = video, said: Any = said, place: int = place) -> tuple[Row, Row]:
-                start, end = float(said["start"][place]), float(said["end"][place])
-                if not 0 <= start < end < float("inf"):
-                    raise Unusable("start is not before end", f"{start} and {end}")
-                return {"video": video}, _caption(said["text"][place], place) | {"start": start, "end": end}
+                return {"video": video}, _sentence(said["text"][place], place, said["start"][place], said["end"][place])
 
             yield f"{video}, sentence {place}", make
 
@@ -263,6 +270,18 @@ def _choices(path: Path, options: Options) -> Iterator[Item]:
 def _caption(text: Any, order: Any, media: str = "video") -> Row:
     caption = " ".join(_string(text).split())
     return {"caption": caption, "type": media, "sen_id": order}
+
+
+def _sentence(text: Any, order: int, start: Any, end: Any) -> Row:
+    """Return the caption of a part of a video.
+
+    Raises:
+      Unusable: If the part is empty.
+    """
+    part = {"start": float(start), "end": float(end)}
+    if not 0 <= part["start"] < part["end"] < float("inf"):
+        raise Unusable("start is not before end", f"{start} and {end}")
+    return _caption(text, order) | part
 
 
 def _string(value: Any) -> str:

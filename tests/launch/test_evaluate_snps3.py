@@ -102,7 +102,8 @@ def test_answers_are_those_about_the_files(folder, evaluate, command):
         np.testing.assert_allclose([each["score"] for each in line["best"]], [a.score for a in found], rtol=2e-3)
     assert [line["truth"] for line in lines] == ["red", "zebra", "blue"]
     right = np.mean([line["prediction"] == line["truth"] for line in lines])
-    assert metrics == {"accuracy": round(right, 4), "questions": 3, "outside_vocabulary": 1}
+    counts = {"questions": 3, "outside_vocabulary": 1}
+    assert metrics == {"accuracy": round(right, 4), "chance/accuracy": pytest.approx(1 / 3), **counts}
     assert {line["prediction"] for line in lines} <= set(ANSWERS)
     found, _ = scored(command, folder, "question_answering", "questions", "answers")
     expected = {"accuracy": pytest.approx(100 * right, abs=0.01), "questions": 3}
@@ -125,6 +126,7 @@ def test_a_checkpoint_of_retrieval_chooses(folder, evaluate, data, command):
         expected["accuracy"] = round(
             np.mean([line["prediction"] == n for line, n in zip(lines, TRUTH, strict=True)]), 4
         )
+        expected["chance/accuracy"] = pytest.approx(1 / len(TEXTS))
     assert metrics == expected
     found, error = scored(command, folder, "retrieval", "choices", data)
     if data == "choices":

@@ -36,6 +36,19 @@ def test_a_table_names_what_was_counted(root, tmp_path):
     ]
 
 
+def test_a_table_of_videos_and_of_answers_has_their_chance(root, tmp_path):
+    (tmp_path / "results").mkdir()
+    found = {"l2_simi_t2v-mr": 4.5, "chance/l2_simi_t2v-mr": 11.0, "texts": 21.0, "videos": 20.0}
+    for name, metrics in {"films": found, "asked": {"accuracy": 0.5, "chance/accuracy": 0.2, "questions": 9}}.items():
+        (tmp_path / "results" / f"{name}.json").write_text(json.dumps({"metrics": metrics}))
+    for name, metric, rows in (
+        ("films", "l2_simi_t2v-mr", [["21", "trained", "4.5"], ["chance", "11.0"]]),
+        ("asked", "accuracy", [["9", "trained", "0.500"], ["chance", "0.200"]]),
+    ):
+        done = figures(root, "table", f"{tmp_path}:{name}", "--metrics", metric)
+        assert [line.split() for line in done.stdout.splitlines()][1:] == [[name, *rows[0]], rows[1]]
+
+
 def test_metrics_of_runs_side_by_side(root, tmp_path):
     for name, metrics in {"a": {"mAP": 97.1, "AP/1 bend": 5.0}, "b": {"mAP": 9, "AP/3 run": None}}.items():
         (tmp_path / name / "results").mkdir(parents=True)

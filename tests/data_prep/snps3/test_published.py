@@ -135,6 +135,15 @@ def test_howto100m(write):
     assert len(skipped(path)) == 4
 
 
+def test_howto100m_as_csv(write):
+    expected = {"caption": "cut it", "type": "video", "sen_id": 0, "start": 0.5, "end": 4.0}
+    path = write("abc.csv", "start,end,text\n0.5,4,cut it\n4,4,never\n,,\n")
+    assert run(path, "howto100m") == [{"clip_name": "abc.mp4", **expected}]
+    assert len(skipped(path)) == 3
+    path = write("queries.csv", "video_path,start,end,text\nd.e.avi,0.5,4,cut it\n")
+    assert run(path, "howto100m", "--names", "{video}.avi") == [{"clip_name": "d.e.avi", **expected}]
+
+
 def test_msrvtt_splits(write):
     path = write("train_val_videodatainfo.json", MSRVTT)
     for split, numbers in {"train": [0, 3], "val": [1, 4], "test": [2, 5], "7k": [0, 1, 3, 4], "": range(6)}.items():

@@ -209,6 +209,7 @@ def test_ties_and_several_matches():
     assert found["l2_simi_t2v-r@1"] == expected["R@1"]
     assert found["chance/l2_simi_t2v-r@1"] == pytest.approx((2 / 3 + 1 / 3 + 1 / 3) / 3)
     assert found["chance/l1_simi_t2v-r@5"] == 1
+    assert found["chance/l2_simi_t2v-mr"] == 2  # means 4/3, 2 and 2
     assert (found["texts"], found["videos"]) == (3, 3)
 
 
@@ -255,7 +256,8 @@ def test_answers_outside_of_the_vocabulary_are_wrong(tmp_path):
     scores = jax.nn.softmax(answer(VARIABLES, {**arrays, "tokens": arrays["video"]})["scores"])
     best = np.asarray(jnp.argmax(scores, 1))
     right = np.mean([vocabulary[b] in row for b, row in zip(best, rows, strict=True)])
-    assert found.metrics == {"accuracy": round(right, 4), "questions": 4, "outside_vocabulary": 1}
+    counts = {"questions": 4, "outside_vocabulary": 1}
+    assert found.metrics == {"accuracy": round(right, 4), "chance/accuracy": 0.25, **counts}
     assert [own["prediction"] for own in lines] == [vocabulary[b] for b in best]
     assert [own["truth"] for own in lines] == ["a", "zebra", "g", "c, b"]
     assert [len(own["best"]) for own in lines] == [5] * 4
@@ -286,7 +288,9 @@ def test_choices_are_made_without_truth_too(tmp_path, known):
         assert own["answer"] == options[number][own["prediction"]]
         assert own["truth"] == (number if known else None)
     right = np.mean([own["prediction"] == number for number, own in enumerate(lines)])
-    assert found.metrics == {"questions": 2} | ({"accuracy": right} if known else {})
+    assert found.metrics == {"questions": 2} | (
+        {"accuracy": right, "chance/accuracy": pytest.approx((1 / 3 + 1 / 2) / 2)} if known else {}
+    )
 
 
 def test_kinds_that_a_head_does_not_have_are_one_line(tmp_path):

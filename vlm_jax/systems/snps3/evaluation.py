@@ -1,5 +1,6 @@
 """Evaluators of SNP-S3: retrieval at both levels, answers to questions, and choices among options."""
 
+import collections
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -170,6 +171,8 @@ def summarize_retrieval(scores: Outputs, texts: Sequence[int], videos: Sequence[
         for k in metrics.RECALLS:
             chance = float(np.mean([_chance(len(own), others, k) for own in truths]))
             found |= {f"chance/{PREFIXES[level]}{way}-r@{k}": chance for level in levels}
+        middle = float(np.median([(others + 1) / (len(own) + 1) for own in truths]))
+        found |= {f"chance/{PREFIXES[level]}{way}-mr": middle for level in levels}
     return found | {"texts": float(count[0]), "videos": float(count[1])}
 
 
@@ -226,7 +229,9 @@ def _answers(config: ConfigDict, name: str, encoders: Encoders) -> Evaluator:
 
     def summarize(outputs: Outputs) -> dict[str, float]:
         labels = [table().labels(item) for item in range(len(table()))]
-        return _accuracy(outputs["answers"][:, 0], labels)
+        known = [label for own in labels for label in set(own) if label >= 0]
+        chance = max(collections.Counter(known).values(), default=0) / len(labels)
+        return _accuracy(outputs["answers"][:, 0], labels, chance)
 
     def write(outputs: Outputs, folder: Path, origin: Mapping[str, Any]) -> None:
         del origin
@@ -253,6 +258,7 @@ def _answers(config: ConfigDict, name: str, encoders: Encoders) -> Evaluator:
             "answers": config.model.num_answers,
             "unknown": "a question whose answer is outside of the vocabulary counts as wrong",
             "scores": "softmax over the vocabulary of answers",
+            "chance": "always the answer that is right for most of these questions",
         },
     )
 
@@ -301,8 +307,9 @@ def _choices(config: ConfigDict, name: str, encoders: Encoders) -> Evaluator:
         return {"scores": encoders["choose"](variables, chosen)["scores"]}
 
     def summarize(outputs: Outputs) -> dict[str, float]:
-        labels = [table().labels(item) for item in range(len(table()))]
-        return _accuracy(np.argmax(outputs["scores"], 1), labels)
+        items = range(len(table()))
+        chance = float(np.mean([1 / len(table().options(item)) for item in items]))
+        return _accuracy(np.argmax(outputs["scores"], 1), [table().labels(item) for item in items], chance)
 
     def write(outputs: Outputs, folder: Path, origin: Mapping[str, Any]) -> None:
         del origin
@@ -330,6 +337,7 @@ def _choices(config: ConfigDict, name: str, encoders: Encoders) -> Evaluator:
         protocol={
             "task": "questions with several options; accuracy of the option with the highest level-2 score",
             "question": "not shown to the model: every option is compared with the video",
+            "chance": "a random option",
         },
     )
 
@@ -344,7 +352,7 @@ def _question(table: ItemTable, item: int) -> dict[str, Any]:
     return {"qid": table.qids[item], **_part(table, record), "question": table.captions(item)[0]}
 
 
-def _accuracy(predicted: np.ndarray, labels: Sequence[Sequence[int]]) -> dict[str, float]:
+def _accuracy(predicted: np.ndarray, labels: Sequence[Sequence[int]], chance: float) -> dict[str, float]:
     """Return the accuracy on the questions whose answer is known, if there are any, and the numbers of questions."""
     known = [number for number, own in enumerate(labels) if own]
     counts = {"questions": float(len(labels))}
@@ -352,7 +360,8 @@ def _accuracy(predicted: np.ndarray, labels: Sequence[Sequence[int]]) -> dict[st
         return counts
     outside = sum(max(labels[number]) < 0 for number in known)
     counts |= {"outside_vocabulary": float(outside)} if outside else {}
-    return {"accuracy": metrics.accuracy(predicted[known], [labels[number] for number in known]), **counts}
+    accuracy = metrics.accuracy(predicted[known], [labels[number] for number in known])
+    return {"accuracy": accuracy, "chance/accuracy": chance, **counts}
 
 
 def _write_lines(path: Path, lines: Iterator[Mapping[str, Any]]) -> None:
