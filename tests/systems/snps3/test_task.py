@@ -319,7 +319,6 @@ def test_grid_masks_are_those_of_a_canvas_per_group():
     [
         ({"head": "captioning"}, "config.head: 'captioning' is not one of 'pretraining', 'retrieval'"),
         ({"words__matching": "during"}, "config.words.matching: 'during' is not one of"),
-        ({"data__synthetic": False}, "config.words.ranks: empty, but config.words.matching is 'after'"),
         ({"momentum__text_queue": 3}, "config.momentum.text_queue: 3, expected at least the 4 keys of a batch"),
         ({"momentum__clip_queue": 7}, "config.momentum.clip_queue: 7, expected at least the 8 keys of a batch"),
         ({"model__heads": 5}, "config.model.heads: 5 does not divide config.model.features = 64"),
@@ -331,6 +330,11 @@ def test_wrong_configs_are_one_line(changes, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")) as error:
         get_task(smoke(**changes))
     assert "\n" not in str(error.value)
+
+
+def test_local_matching_needs_the_ranks_of_words():
+    with pytest.raises(ConfigError, match="empty, but config.words.matching is 'after'"):
+        get_task(smoke(data__synthetic=False)).train_data(DataShard(batch_size=4))
 
 
 def test_a_network_without_a_name_is_one_line():

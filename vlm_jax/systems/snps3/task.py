@@ -66,6 +66,11 @@ def make_task(config: ConfigDict) -> Task:
     def train_data(shard: DataShard) -> Pipeline:
         if config.data.synthetic:
             return SyntheticPipeline(next(iter(specs.values())), shard)
+        if config.words.matching and config.head == "pretraining" and not config.words.ranks:
+            raise ConfigError(
+                f"config.words.ranks: empty, but config.words.matching is {config.words.matching!r}; give the ranks of "
+                "words (python -m data_prep.snps3 words), or set config.words.matching to ''"
+            )
         from vlm_jax.systems.snps3 import data
 
         return data.train_pipeline(config, shard)
@@ -98,11 +103,6 @@ def make_settings(config: ConfigDict) -> Settings:
     ):
         if value not in allowed:
             raise ConfigError(f"config.{key}: {value!r} is not one of {', '.join(map(repr, allowed))}")
-    if config.words.matching and config.head == "pretraining" and not (config.words.ranks or config.data.synthetic):
-        raise ConfigError(
-            f"config.words.ranks: empty, but config.words.matching is {config.words.matching!r}; give the ranks of "
-            "words (python -m data_prep.snps3 words), or set config.words.matching to ''"
-        )
     contrast = config.momentum.enabled and config.head in ("pretraining", "retrieval")
     if contrast:
         clips = config.batch_size * config.frames.clips
