@@ -179,10 +179,10 @@ snps3() {
     $python launch/figures.py retrieval --results $run-snps3/results/clips.jsonl --videos $clips \
         --output $run-snps3/figures/retrieval.png
 
-    echo "== 7/7 text to video, each text against all parts, by the cross encoder (level 2); then questions"
+    echo "== 7/7 text to video, each text against all parts: by embeddings (l1) and by the cross encoder (l2); questions"
     $python launch/figures.py table "$run-snps3-pretraining:synthetic=synthetic videos, held out, pre-trained" \
         "$run-snps3:synthetic=the same, fine-tuned" "$run-snps3-pretraining:clips=real clips, those trained on, pre-trained" \
-        "$run-snps3:clips=the same, fine-tuned" --metrics l2_simi_t2v-r@{1,5,10} l2_simi_t2v-mr
+        "$run-snps3:clips=the same, fine-tuned" --metrics l{1,2}_simi_t2v-r@10 l{1,2}_simi_t2v-mr
     $python launch/figures.py table "$run-snps3:choices=five options, fine-tuned for retrieval" \
         "$run-snps3-questions:questions=open questions, fine-tuned for them" --metrics accuracy
     echo "Real clips were trained on, by their captions: those rows show that the chain works, and no more."
