@@ -47,9 +47,9 @@ def get_config(variant: str = "") -> ConfigDict:
                 "clips": evaluator("retrieval", f"{DATA}/clips"),
             }
         )
-    config.evaluate.names = tuple(config.evaluation)
+    config.evaluate.names = ()
     if config.head != "pretraining":
-        config.init_from, config.evaluate.names = (PRETRAINED,), ()
+        config.init_from = (PRETRAINED,)
         config.schedule.learning_rate, config.steps = 5e-4, 150
     if config.head == "retrieval":
         # Level 2 compares the examples of a group; groups of eight have several moments of the clips.
