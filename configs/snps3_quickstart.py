@@ -39,18 +39,20 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.directories = (f"{DATA}/questions",)
         config.evaluation = ConfigDict({"questions": evaluator("answers", f"{DATA}/questions")})
     else:
-        # One example in four is a moment of the packaged clips.
-        config.data.directories, config.data.weights = (f"{DATA}/captions", f"{DATA}/clips"), (3, 1)
+        # One example in three is a moment of the packaged clips.
+        config.data.directories, config.data.weights = (f"{DATA}/captions", f"{DATA}/clips"), (2, 1)
         config.evaluation = ConfigDict(
             {
                 "synthetic": evaluator("retrieval", f"{DATA}/captions"),
                 "clips": evaluator("retrieval", f"{DATA}/clips"),
             }
         )
-    config.evaluate.names = tuple(config.evaluation)
+    config.evaluate.names = ()
     if config.head != "pretraining":
-        config.init_from, config.evaluate.names = (PRETRAINED,), ()
+        config.init_from = (PRETRAINED,)
         config.schedule.learning_rate, config.steps = 5e-4, 150
     if config.head == "retrieval":
+        # Level 2 compares the examples of a group; groups of eight have several moments of the clips.
+        config.batch_groups = 2
         config.evaluation.choices = evaluator("choices", f"{DATA}/choices")
     return config
