@@ -27,6 +27,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.text.vocabulary = f"{DATA}/vocab.txt"
     config.words.ranks, config.words.groups = f"{DATA}/words/ranks.json", f"{DATA}/words/groups.json"
     config.words.top = 60
+    # Left and right mean something in the synthetic videos, and colours too: nothing is mirrored or recoloured.
+    crop = {"form": "crop", "clips": 4, "size": 64, "short_side": (64, 64), "evaluation_short_side": 64, "flip": 0.0}
+    config.frames.update(crop)
+    config.frames.augment.operations = 0
     config.model.update({"features": 96, "layers": 2, "heads": 4, "hidden": 256})
     config.model.visual = visual_network("swin", features=24, depths=(1, 1, 1), heads=(1, 2, 4), drop_path=0.0)
     config.momentum.text_queue, config.momentum.clip_queue = 240, 960
