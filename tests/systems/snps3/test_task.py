@@ -333,7 +333,7 @@ def test_wrong_configs_are_one_line(changes, message):
 
 
 def test_local_matching_needs_the_ranks_of_words():
-    with pytest.raises(ConfigError, match="empty, but config.words.matching is 'after'"):
+    with pytest.raises(ConfigError, match="give the ranks of words"):
         get_task(smoke(data__synthetic=False)).train_data(DataShard(batch_size=4))
 
 
