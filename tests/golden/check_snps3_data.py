@@ -4,11 +4,13 @@ import json
 import tempfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from snps3_tolerance import check
 
 from vlm_jax.ops.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
 from vlm_jax.systems.snps3 import annotations, sampling, transforms
+from vlm_jax.systems.snps3.model import grid_mask
 
 
 class Drawn:
@@ -49,10 +51,11 @@ def check_image_transform(case, precision):
     }
     pictures = [case[f"in/collate_{number}"].transpose(1, 2, 0) for number in range(3)]
     sizes = np.array([picture.shape[:2] for picture in pictures])
-    canvas = sizes.max(0).tolist()
+    canvas = tuple(sizes.max(0).tolist())
     padded = [transforms.on_canvas(picture[None], *canvas)[0].transpose(2, 0, 1) for picture in pictures]
     found["out/padded"] = np.stack(padded)
-    found["out/pad_mask_true_is_pad"] = transforms.padding_mask(sizes, *canvas, strict=True)
+    # Cells of one pixel; one group has one canvas.
+    found["out/pad_mask_true_is_pad"] = ~np.asarray(grid_mask(jnp.asarray(sizes), canvas, canvas, strict=True))
     check(case, found)
 
 

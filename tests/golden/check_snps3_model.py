@@ -87,10 +87,11 @@ def pretraining_batch(case, precision, prefix="in/"):
     return {"video": frames(case[f"{prefix}image_data"], precision), **batch}
 
 
-def run(case, head, batch, clips, precision, train=True):
-    """Return loss, reports, new state and gradients by the reference's names."""
+def run(case, head, batch, clips, precision, dtype="float32"):
+    """Return loss, reports, new state and gradients by the reference's names; layers compute in `dtype`."""
     ids = batch["raw" if head == "pretraining" else "text"]
     config = config_of(case, head, clips, (len(ids), ids.shape[-1]))
+    config.model.dtype = dtype
     task = make_task(config)
     variables = variables_of(case, precision)
     params, state = variables["params"], {name: own for name, own in variables.items() if name != "params"}
@@ -347,13 +348,14 @@ def check_pvt_masked_clips(case, precision):
     names = [entry["name"].split(".")[2:4] for entry in case.manifest["params"] if ".block" in entry["name"]]
     depths = [1 + max(int(number) for block, number in names if block == f"block{stage}") for stage in range(1, 5)]
     wanted.model.visual, wanted.batch_groups = visual_network("pvt", depths=tuple(depths)), 1
+    wanted.strict = True
     encoder = make_model(wanted).visual
     rules = interop.below("img_encoder.", interop.VISUAL, "")
     rules += interop.below("img_encoder.model.", interop.PVT, "network")
     variables = convert(case.weights(), [strip_visual(rule) for rule in rules])
     found = encoder.apply(wide(variables, precision), video, 1, sizes)
     grid = case["out/grid_mask_true_is_pad"]
-    masks = grid_mask(jnp.asarray(sizes), canvas.shape[-2:], grid.shape[-2:])
+    masks = grid_mask(jnp.asarray(sizes), canvas.shape[-2:], grid.shape[-2:], strict=True)
     check(case, {"out/grid_mask_true_is_pad": ~np.asarray(masks).reshape(grid.shape)})
     check(case, {"out/clip_tokens": found.tokens.reshape(case["out/clip_tokens"].shape)})
     check(case, {"out/clip_feature": found.embeddings[:, 0]})

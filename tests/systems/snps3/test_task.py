@@ -307,11 +307,14 @@ def tiny(folder, head, directory, **changes):
 
 def test_grid_masks_are_those_of_a_canvas_per_group():
     sizes = jnp.array([[64, 96], [32, 64], [40, 50], [40, 50]])
-    found = np.asarray(grid_mask(sizes, (96, 96), (3, 3), groups=2))
+    found = np.asarray(grid_mask(sizes, (96, 96), (3, 3), groups=2, strict=True))
     np.testing.assert_array_equal(found[0], [[1, 1, 1], [1, 1, 1], [0, 0, 0]])
     # Only what is beyond both sides is left out.
     np.testing.assert_array_equal(found[1], [[1, 1, 1], [1, 1, 0], [0, 0, 0]])
     np.testing.assert_array_equal(found[2], [[1, 1, 0], [1, 1, 0], [0, 0, 0]])
+    repaired = np.asarray(grid_mask(sizes, (96, 96), (3, 3), groups=2))
+    np.testing.assert_array_equal(repaired[1], [[1, 1, 0], [0, 0, 0], [0, 0, 0]])
+    np.testing.assert_array_equal(repaired[[0, 2]], found[[0, 2]])
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,6 @@ def test_small_max_sizes_are_the_only_scale():
     assert transforms.long_side_size(1, 1000, 64) == (1, 64)
 
 
-def test_padding_is_all_around_the_picture_unless_strict():
+def test_padding_is_below_and_beside_the_picture():
     canvas = transforms.on_canvas(np.ones((1, 2, 3, 3), np.uint8), 4, 5)
     assert canvas.sum(-1).astype(bool).tolist() == [[[1] * 3 + [0] * 2] * 2 + [[0] * 5] * 2]
-    sizes = np.array([[2, 3], [4, 3]])
-    np.testing.assert_array_equal(transforms.padding_mask(sizes, 4, 5)[0], canvas[0].sum(-1) == 0)
-    strict = transforms.padding_mask(sizes, 4, 5, strict=True)
-    assert (strict[0].sum(), strict[1].sum()) == (4, 0)  # the strip beside the second one is not marked
-    assert transforms.padding_mask(sizes, 4, 5)[1].sum() == 8

@@ -51,18 +51,21 @@ def _inside(sizes: jax.Array, height: int, width: int) -> jax.Array:
     return rows[:, :, None] & columns[:, None, :]
 
 
-def grid_mask(sizes: jax.Array, frame: tuple[int, int], grid: tuple[int, int], groups: int = 1) -> jax.Array:
-    """Return the cells of the grid that are averaged, bool `[B, h, w]`.
+def grid_mask(
+    sizes: jax.Array, frame: tuple[int, int], grid: tuple[int, int], groups: int = 1, strict: bool = False
+) -> jax.Array:
+    """Return the cells of the grid that are averaged, bool `[B, h, w]`: those whose first pixel lies in the picture.
 
-    A group of examples has one canvas, whose sides are the largest of its pictures. As in the reference, a cell of the
-    canvas is left out only if it lies beyond both the height and the width of its picture; the zeros beside a picture
-    as high as the canvas count. Cells are looked up at their first row and column (nearest neighbour).
+    A group of examples has one canvas, whose sides are the largest of its pictures. If `strict`, a cell of the canvas
+    is left out only if it lies beyond both the height and the width of its picture, as in the reference: the zeros
+    beside a picture that is as high as the canvas count.
 
     Args:
       sizes: Height and width of each picture, `[B, 2]`.
       frame: Height and width of the padded frames, H and W.
       grid: Height and width of the grid, h and w.
       groups: Number of groups of consecutive examples.
+      strict: If true, only corners are left out.
     """
     canvas = jnp.repeat(sizes.reshape(groups, -1, 2).max(1), len(sizes) // groups, 0)
 
@@ -70,10 +73,11 @@ def grid_mask(sizes: jax.Array, frame: tuple[int, int], grid: tuple[int, int], g
         extent = -(-canvas[:, number] * grid[number] // frame[number])
         place = jnp.arange(grid[number])
         source = place * canvas[:, number, None] // extent[:, None]
-        return place < extent[:, None], source >= sizes[:, number, None]
+        return place < extent[:, None], source < sizes[:, number, None]
 
-    (rows, below), (columns, beside) = axis(0), axis(1)
-    return rows[:, :, None] & columns[:, None, :] & ~(below[:, :, None] & beside[:, None, :])
+    (rows, above), (columns, left) = axis(0), axis(1)
+    above, left = above[:, :, None], left[:, None, :]
+    return rows[:, :, None] & columns[:, None, :] & ((above | left) if strict else (above & left))
 
 
 class VisualEncoder(nn.Module):
@@ -84,6 +88,7 @@ class VisualEncoder(nn.Module):
       features: Number of channels of a token, D.
       project: If true, a linear layer brings the grid to D channels.
       groups: Number of groups of consecutive examples, each with a canvas of its own.
+      strict: If true, padding counts as the reference counts it; see `grid_mask`.
       dtype: Compute type.
     """
 
@@ -91,6 +96,7 @@ class VisualEncoder(nn.Module):
     features: int = 768
     project: bool = False
     groups: int = 1
+    strict: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
@@ -119,7 +125,7 @@ class VisualEncoder(nn.Module):
             grid = self.output_proj(grid)
         if sizes is None:
             return self.pool(grid, jnp.ones((1, 1, 1, 1, 1), bool), clips)
-        counted = grid_mask(sizes, video.shape[2:4], grid.shape[2:4], self.groups)
+        counted = grid_mask(sizes, video.shape[2:4], grid.shape[2:4], self.groups, self.strict)
         return self.pool(grid, counted[:, None, :, :, None], clips)
 
     def pool(self, grid: jax.Array, counted: jax.Array, clips: int) -> Clips:

@@ -172,7 +172,7 @@ def make_model(config: ConfigDict) -> SnpS3:
         remat=wanted.remat,
         dtype=dtype,
     )
-    visual = VisualEncoder(network, wanted.features, project, groups, dtype)
+    visual = VisualEncoder(network, wanted.features, project, groups, config.strict, dtype)
     return SnpS3(visual, bert, wanted.num_answers, wanted.dropout, dtype)
 
 

@@ -86,20 +86,5 @@ def on_canvas(video: np.ndarray, height: int, width: int) -> np.ndarray:
     return canvas
 
 
-def padding_mask(sizes: np.ndarray, height: int, width: int, strict: bool = False) -> np.ndarray:
-    """Return which pixels of canvases are padding, bool `[B, height, width]`.
-
-    Args:
-      sizes: Height and width of each picture, `[B, 2]`.
-      height: Height of the canvas.
-      width: Width of the canvas.
-      strict: If true, only the corner beyond both sides of the picture counts, as in the reference: the strip beside a
-        picture that is as tall as its canvas does not.
-    """
-    below = np.arange(height)[:, None] >= np.asarray(sizes)[:, 0, None, None]
-    beside = np.arange(width) >= np.asarray(sizes)[:, 1, None, None]
-    return below & beside if strict else below | beside
-
-
 def _shown(video: np.ndarray, strict: bool) -> np.ndarray:
     return video if strict else np.rint(video).astype(np.uint8)
