@@ -23,6 +23,8 @@ from vlm_jax.types import Batch, ModelState, Params, Variables
 
 MOMENTUM = "momentum"
 """Collection of the key encoders, the queues and their pointers."""
+RANDOM = ("dropout", "drop_path", "attention")
+"""Names of the generators of a forward pass."""
 FAR = -1e9
 """Logit of an option that does not exist."""
 
@@ -84,28 +86,19 @@ def objective(
       key: Key of dropout, stochastic depth and attentive masking in training; None for evaluation, where level 1 is the
         loss within the batch.
     """
-    train = key is not None
-    keys = (
-        dict(zip(("dropout", "drop_path", "attention", "momentum"), jax.random.split(key, 4), strict=True))
-        if train
-        else {}
-    )
+    train, rngs, momentum_key = key is not None, {}, None
+    if train:
+        momentum_key, *others = jax.random.split(key, 1 + len(RANDOM))
+        rngs = dict(zip(RANDOM, others, strict=True))
     fixed = {name: tree for name, tree in state.items() if name != MOMENTUM}
-    forward = {
-        "pretraining": _pretraining,
-        "retrieval": _retrieval,
-        "question_answering": _answers,
-        "multiple_choice": _choices,
-    }[settings.head]
-    rngs = {name: keys[name] for name in ("dropout", "drop_path", "attention") if name in keys}
     found, reports, outputs = model.apply(
-        {"params": params, **fixed}, batch, settings, train, method=forward, rngs=rngs
+        {"params": params, **fixed}, batch, settings, train, method=FORWARD[settings.head], rngs=rngs
     )
     if outputs is not None:
         scores = losses.clip_scores(outputs.text, outputs.clips.embeddings)
         reports |= _with_prefix("l1", losses.over_clips(scores))
         if train and settings.momentum:
-            level1, state = _momentum_contrast(model, settings, params, state, batch, outputs, keys["momentum"])
+            level1, state = _momentum_contrast(model, settings, params, state, batch, outputs, momentum_key)
         else:
             level1 = losses.in_batch(scores)
         found = {"level1_similarity_loss": level1, **found}
@@ -295,3 +288,12 @@ def copy_encoders(variables: Variables) -> dict[str, Any]:
 def _with_prefix(prefix: str, scores: jax.Array, recall: str = "r_") -> Reports:
     metrics: Mapping[str, jax.Array] = batch_metrics(scores)
     return {f"{prefix}_{name.replace('r_', recall)}": value for name, value in metrics.items()}
+
+
+FORWARD = {
+    "pretraining": _pretraining,
+    "retrieval": _retrieval,
+    "question_answering": _answers,
+    "multiple_choice": _choices,
+}
+"""Forward pass of each head: its own losses, its metrics, and what level 1 compares, if the head has that."""
