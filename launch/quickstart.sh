@@ -187,8 +187,8 @@ snps3() {
     $python launch/figures.py table "$run-snps3:choices=five options, fine-tuned for retrieval" \
         "$run-snps3-questions:questions=open questions, fine-tuned for them" --metrics accuracy
     echo "Real clips were trained on, by their captions: those rows show that the chain works, and no more."
-    echo "Synthetic videos were held out; after minutes of training, the models are better than chance, not good."
-    echo "About 0.12 of the open questions are answered rightly from their words alone: take more as seen in the video."
+    echo "Synthetic videos were held out; so few steps suffice to see the chain at work, not for a good model."
+    echo "About 0.16 of the open questions are answered rightly by the kind of question, without the video."
     echo "Pictures: $run-snps3/figures   Rankings and answers with their scores: $run-snps3/results, $run-snps3-questions/results"
     echo "Next, your own videos:  $python launch/predict.py --checkpoint $run-snps3 --videos FOLDER --search SENTENCE"
     echo "What pre-training is good for, with three seeds (hours):  bash examples/snps3_synthetic.sh"
