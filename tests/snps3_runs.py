@@ -22,8 +22,8 @@ def small(folder, head):
     config.head = head
     config.batch_size = config.batch_groups = config.data.streams = 1
     config.frames.clips, config.frames.size, config.frames.evaluation_short_side = 2, 32, 36
-    config.model.update({"features": 32, "layers": 2, "heads": 2, "hidden": 48, "positions": 16})
-    config.model.visual = visual_network("swin", features=4, depths=(1, 1, 1, 1), heads=(1, 1, 1, 1), drop_path=0.0)
+    config.model.update({"features": 32, "layers": 1, "heads": 2, "hidden": 48, "positions": 16})
+    config.model.visual = visual_network("swin", features=16, depths=(1, 1), heads=(1, 1), drop_path=0.0)
     config.text.vocabulary, config.text.length = str(folder / "vocab.txt"), 12
     if head == "question_answering":
         config.answers.vocabulary = str(folder / "answers.json")

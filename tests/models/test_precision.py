@@ -24,7 +24,7 @@ def run_video(model):
 CASES = {
     "bert": (lambda dtype: Bert(9, 0, 3, 8, 1, 2, 16, 12, dtype=dtype), run_text),
     "swin": (lambda dtype: VideoSwin(4, (2,), (1,), (2, 3, 3), dtype=dtype), run_video),
-    "pvt": (lambda dtype: PyramidTransformer((4, 8), (1, 1), (1, 2), (2, 2), (2, 1), dtype), run_video),
+    "pvt": (lambda dtype: PyramidTransformer((4, 8), (1, 1), (1, 2), (2, 2), (2, 1), dtype=dtype), run_video),
 }
 
 

@@ -59,7 +59,7 @@ def test_there_and_back(root, head, network):
     options = interop.model_options(found)
     assert options[""]["head"] == head
     assert options["model"]["visual"]["name"] == network
-    assert options["model"]["layers"] == 2
+    assert options["model"]["layers"] == 1
     assert options["text"]["vocabulary_size"] == 200
 
 

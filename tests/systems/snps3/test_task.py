@@ -298,6 +298,7 @@ def tiny(folder, head, directory, **changes):
     small = smoke()
     with made.unlocked():
         made.model, made.momentum = small.model, small.momentum
+        made.model.num_answers = 4
         made.words.matching = ""
         made.update({"batch_groups": 1, "steps": 2, "epochs": 0, "log_every": 1, **changes})
         made.checkpoint.every_steps, made.evaluate.every_steps = 0, 0

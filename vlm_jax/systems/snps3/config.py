@@ -192,14 +192,14 @@ def smoke(config: ConfigDict) -> None:
     config.epochs, config.steps, config.log_every = 0, 3, 1
     config.frames.form, config.frames.size, config.frames.clips = "crop", 32, 2
     config.text.vocabulary, config.text.vocabulary_size, config.text.length = "", 200, 12
-    config.model.update({"features": 64, "layers": 2, "heads": 2, "hidden": 128, "num_answers": 20})
+    config.model.update({"features": 64, "layers": 1, "heads": 2, "hidden": 128, "num_answers": 20})
     config.model.remat, config.model.dtype = False, "float32"
-    config.model.visual = visual_network("swin", features=8, depths=(1, 1, 1, 1), heads=(1, 1, 2, 2))
+    config.model.visual = visual_network("swin", features=32, depths=(1, 1), heads=(1, 2))
     config.words.ranks, config.words.groups, config.answers.vocabulary = "", "", ""
     config.momentum.text_queue, config.momentum.clip_queue = 16, 16
     config.init_from, config.init_fresh = (), ()
     config.schedule.warmup_steps, config.schedule.boundary_steps = 0, ()
-    config.checkpoint.every_steps, config.checkpoint.keep_best, config.checkpoint.best_metric = 0, 0, ""
+    config.checkpoint.every_steps, config.checkpoint.keep_best, config.checkpoint.best_metric = 2, 0, ""
     config.evaluation, config.evaluate.names = ConfigDict({}), ()
     config.evaluate.every_steps = 0
 
