@@ -199,7 +199,8 @@ def smoke(config: ConfigDict) -> None:
     config.momentum.text_queue, config.momentum.clip_queue = 16, 16
     config.init_from, config.init_fresh = (), ()
     config.schedule.warmup_steps, config.schedule.boundary_steps = 0, ()
-    config.checkpoint.every_steps, config.checkpoint.keep_best, config.checkpoint.best_metric = 2, 0, ""
+    config.checkpoint.every_steps, config.checkpoint.keep = 2, 10
+    config.checkpoint.keep_best, config.checkpoint.best_metric = 0, ""
     config.evaluation, config.evaluate.names = ConfigDict({}), ()
     config.evaluate.every_steps = 0
 
