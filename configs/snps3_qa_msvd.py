@@ -10,7 +10,7 @@ Published accuracy in %: 47.1; with PVT 46.2; with ResNet-50 44.9.
 
 from ml_collections import ConfigDict
 
-from vlm_jax.systems.snps3.config import default_config, evaluator, fine_tune, smoke
+from vlm_jax.config import sibling
 
 VARIANTS = ("pvt", "resnet", "smoke")
 DATA = "data/snps3/msvd_qa"
@@ -18,17 +18,13 @@ DATA = "data/snps3/msvd_qa"
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the config of a variant."""
-    config = default_config()
-    config.head = "question_answering"
-    fine_tune(config, variant, DATA)
-    config.frames.random_scale = False
+    config = sibling(__file__, "snps3_qa_msrvtt.py", variant)
+    config.data.directories = (DATA,)
+    if variant == "smoke":
+        return config
     config.answers.vocabulary, config.model.num_answers = f"{DATA}/answers.json", 1000
-    config.init_fresh = ("^classifier/",)
     config.schedule.boundary_steps = (10000,)
     config.steps, config.checkpoint.every_steps, config.evaluate.every_steps = 18000, 2000, 2000
-    config.evaluation = ConfigDict({name: evaluator("answers", DATA, name) for name in ("val", "test")})
-    config.evaluate.names = ("val",)
-    config.checkpoint.keep_best, config.checkpoint.best_metric = 1, "val/accuracy"
-    if variant == "smoke":
-        smoke(config)
+    for name in ("val", "test"):
+        config.evaluation[name].directory = DATA
     return config

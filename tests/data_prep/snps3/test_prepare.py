@@ -5,6 +5,7 @@ import functools
 import json
 import pickle
 
+import lmdb
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -146,7 +147,6 @@ def test_parts_of_folders_of_frames_need_a_rate(tmp_path):
 
 
 def test_an_lmdb_is_read_by_names_without_ending(tmp_path):
-    lmdb = pytest.importorskip("lmdb")
     media = write_media(tmp_path)
     with lmdb.open(str(tmp_path / "lmdb"), map_size=1 << 24) as store, store.begin(write=True) as transaction:
         for name in ("a.mp4", "small.jpg"):
